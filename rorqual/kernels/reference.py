@@ -1,0 +1,174 @@
+"""Plain PyTorch versions of every operation in ops.py, with the same signatures. They define what is right.
+
+Shape letters as in ops.py: n tokens, w rows, m model width, f FFN width, e expert, k chosen expert, h head, d head width,
+r rotary width, p pair, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def rms_norm(x: Float[Tensor, "... m"], weight: Float[Tensor, " m"], eps: float) -> Float[Tensor, "... m"]:
+    """x / sqrt(mean(x^2) + eps) * weight; statistics in FP32, result in x's type."""
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def swiglu(gate: Float[Tensor, "... f"], up: Float[Tensor, "... f"]) -> Float[Tensor, "... f"]:
+    """silu(gate) * up."""
+    return F.silu(gate) * up
+
+
+def swiglu_packed(hidden: Float[Tensor, "w g"]) -> Float[Tensor, "w f"]:
+    """silu of the first half times the second half."""
+    gate, up = hidden.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def swiglu_packed_backward(d_out: Float[Tensor, "w f"], hidden: Float[Tensor, "w g"]) -> tuple[Float[Tensor, "w g"], Float[Tensor, "w f"]]:
+    """(gradient of `hidden`, the forward's result computed anew)."""
+    gate, up = hidden.chunk(2, dim=-1)
+    sigma = torch.sigmoid(gate)
+    silu = gate * sigma
+    return torch.cat([d_out * up * sigma * (1 + gate * (1 - sigma)), d_out * silu], dim=-1), silu * up
+
+
+def rope(x: Float[Tensor, "b s h r"], cos: Float[Tensor, "b s p"], sin: Float[Tensor, "b s p"]) -> Float[Tensor, "b s h r"]:
+    """Turns adjacent pairs: (x0, x1) -> (x0 cos - x1 sin, x0 sin + x1 cos); computed in FP32."""
+    first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
+    return torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2).to(x.dtype)
+
+
+def attention(
+    q: Float[Tensor, "b s h d"], k: Float[Tensor, "b t h d"], v: Float[Tensor, "b t h c"], scale: float, mask: Bool[Tensor, "b s t"] | None
+) -> Float[Tensor, "b s h c"]:
+    """softmax(q k^T scale) v over the allowed keys; mask None is causal with s = t.
+
+    V is padded to the width of Q and K: with unequal widths the CPU falls back to the slow path.
+    """
+    width = v.shape[-1]
+    if width < q.shape[-1]:
+        v = F.pad(v, (0, q.shape[-1] - width))
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.unsqueeze(1), is_causal=mask is None, scale=scale)
+    return out.transpose(1, 2)[..., :width]
+
+
+def mla_attention(
+    q: Float[Tensor, "b s h d"],
+    kv: Float[Tensor, "b s w"],
+    k_rope: Float[Tensor, "b s r"],
+    cos: Float[Tensor, "b s p"],
+    sin: Float[Tensor, "b s p"],
+    scale: float,
+    mask: Bool[Tensor, "b s s"] | None,
+) -> Float[Tensor, "b s o"]:
+    """Expanded MLA from unrotated q (nope first, rope last), per-head [k_nope ; v], and the shared unrotated key."""
+    b, s, h, d = q.shape
+    r = k_rope.shape[-1]
+    q_nope, q_rope = q.split([d - r, r], dim=-1)
+    k_nope, v = kv.view(b, s, h, -1).split([d - r, kv.shape[-1] // h - (d - r)], dim=-1)
+    k_rope = rope(k_rope.unsqueeze(2), cos, sin).expand(-1, -1, h, -1)
+    q, k = torch.cat([q_nope, rope(q_rope, cos, sin)], dim=-1), torch.cat([k_nope, k_rope], dim=-1)
+    return attention(q, k, v, scale, mask).reshape(b, s, -1)
+
+
+def top_k(x: Float[Tensor, "... e"], k: int) -> tuple[Float[Tensor, "... k"], Int[Tensor, "... k"]]:
+    """The k largest of the last dimension, largest first."""
+    return torch.topk(x, k, dim=-1)
+
+
+def sort_by_expert(indices: Int[Tensor, "n k"], num_experts: int) -> tuple[Int[Tensor, " w"], Int[Tensor, "n k"], Int[Tensor, " e"]]:
+    """(token of each row, row of each (token, choice), end of each expert's rows), rows stable-sorted by expert."""
+    flat = indices.reshape(-1)
+    order = torch.argsort(flat, stable=True)
+    slots = torch.empty_like(order)
+    slots[order] = torch.arange(flat.numel(), device=flat.device)
+    offs = torch.bincount(flat, minlength=num_experts).cumsum(0).to(torch.int32)
+    return order // indices.shape[1], slots.view(indices.shape), offs
+
+
+def gather_rows(x: Float[Tensor, "n m"], source: Int[Tensor, " w"], slots: Int[Tensor, "n k"]) -> Float[Tensor, "w m"]:
+    """Row w is a copy of token source[w]; `slots` is the inverse, used by the gradient."""
+    return x.index_select(0, source)
+
+
+def combine_rows(
+    rows: Float[Tensor, "w m"], weights: Float[Tensor, "n k"], slots: Int[Tensor, "n k"], source: Int[Tensor, " w"]
+) -> Float[Tensor, "n m"]:
+    """Sum over j of weights[t, j] * rows[slots[t, j]]."""
+    return (rows.index_select(0, slots.reshape(-1)).view(*slots.shape, -1) * weights.to(rows.dtype).unsqueeze(-1)).sum(dim=1)
+
+
+def linear_cross_entropy(
+    hidden: Float[Tensor, "n m"], weight: Float[Tensor, "v m"], targets: Int[Tensor, " n"], scale: float
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """(scale * sum over targets >= 0 of -log softmax(hidden W^T)[target], the same sum unscaled and without gradient), in FP32."""
+    nll = F.cross_entropy(F.linear(hidden.float(), weight.float()), targets, ignore_index=-100, reduction="sum")
+    return nll * scale, nll.detach()
+
+
+def adamw(
+    parameter: Float[Tensor, "..."],
+    grad: Float[Tensor, "..."],
+    exp_avg: Float[Tensor, "..."],
+    exp_avg_sq: Float[Tensor, "..."],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    grad_scale: float,
+) -> None:
+    """One AdamW update in place, the gradient multiplied by grad_scale first; moments may be BF16, arithmetic is FP32."""
+    grad = grad.float() * grad_scale
+    first = exp_avg.float().lerp_(grad, 1 - beta1)
+    second = exp_avg_sq.float().mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    exp_avg.copy_(first)
+    exp_avg_sq.copy_(second)
+    denominator = second.sqrt_().div_((1 - beta2**step) ** 0.5).add_(eps)
+    parameter.mul_(1 - lr * weight_decay).addcdiv_(first, denominator, value=-lr / (1 - beta1**step))
+
+
+def grouped_fprop(x: Float[Tensor, "w i"], weight: Float[Tensor, "e o i"], offs: Int[Tensor, " e"]) -> Float[Tensor, "w o"]:
+    """Rows of expert e times weight[e]^T; every output row is written."""
+    out = x.new_empty(x.shape[0], weight.shape[1])
+    start = 0
+    for expert, end in zip(weight.unbind(0), offs.tolist(), strict=True):
+        if end > start:
+            torch.mm(x[start:end], expert.t(), out=out[start:end])
+        start = end
+    return out
+
+
+def grouped_dgrad(dy: Float[Tensor, "w o"], weight: Float[Tensor, "e o i"], offs: Int[Tensor, " e"]) -> Float[Tensor, "w i"]:
+    """Rows of expert e times weight[e]."""
+    out = dy.new_empty(dy.shape[0], weight.shape[2])
+    start = 0
+    for expert, end in zip(weight.unbind(0), offs.tolist(), strict=True):
+        if end > start:
+            torch.mm(dy[start:end], expert, out=out[start:end])
+        start = end
+    return out
+
+
+def grouped_wgrad(
+    dy: Float[Tensor, "w o"], x: Float[Tensor, "w i"], offs: Int[Tensor, " e"], weight: Float[Tensor, "e o i"]
+) -> Float[Tensor, "e o i"]:
+    """dy^T x over the rows of each expert; exactly zero for experts without rows."""
+    out = torch.empty_like(weight)
+    start = 0
+    for grad, end in zip(out.unbind(0), offs.tolist(), strict=True):
+        if end > start:
+            torch.mm(dy[start:end].t(), x[start:end], out=grad)
+        else:
+            grad.zero_()
+        start = end
+    return out
