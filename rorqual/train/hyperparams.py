@@ -77,7 +77,8 @@ class TrainConfig:
     checkpoint_every_steps: int = 1000
     keep_checkpoints: int = 2
     validate_every_steps: int = 1000
-    validation_source: str = "code"
+    validation_source: str | None = None
+    """Source whose validation text is measured; none for the one with the largest weight."""
     validation_tokens: int | None = None
     """Tokens of the validation set used during training; the final validation always takes all of them."""
     log_every_steps: int = 1
@@ -147,11 +148,10 @@ class RunConfig:
             raise ConfigError(
                 f"train.sequence_length ({length}) must be above model.num_nextn_predict_layers ({depth}): MTP module {depth} would have no target"
             )
-        if self.data.sources and not self.data.sources.get(self.train.validation_source):
+        source = self.train.validation_source
+        if source is not None and self.data.sources and not self.data.sources.get(source):
             known = ", ".join(sorted(name for name, weight in self.data.sources.items() if weight))
-            raise ConfigError(
-                f"train.validation_source ({self.train.validation_source!r}) is not a source of the data with a weight; use one of {known}"
-            )
+            raise ConfigError(f"train.validation_source ({source!r}) is not a source of the data with a weight; use one of {known}")
         if self.build.tokenizer is None and self.build.vocab_size > self.model.vocab_size:
             raise ConfigError(
                 f"build.vocab_size ({self.build.vocab_size}) must be at most model.vocab_size ({self.model.vocab_size}): every token needs a row of the embedding"
