@@ -1,0 +1,193 @@
+"""The official folder: config.json, tokenizer files, safetensors with per-expert names (specification section 10).
+
+    model, report = load("DeepSeek-V2-Lite")            # verified whole before memory is taken
+    export(model, "tokenizer", "out")                   # appears whole or not at all
+
+FP32 and BF16 weights; quantised ones are refused by dtype. Both directions are exact: a folder loaded in its own dtype and
+exported again holds the same bits.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from rorqual.checkpoint import tensors
+from rorqual.checkpoint.folder import new_folder, require_space, write_json
+from rorqual.checkpoint.logical import logical_tensors
+from rorqual.checkpoint.names import BIAS, copies, expected, match, settle
+from rorqual.checkpoint.shards import INDEX_NAME, SINGLE_NAME, Entry, ShardFolder, open_folder
+from rorqual.config import ModelConfig
+from rorqual.errors import CheckpointError
+from rorqual.model.transformer import CausalLM
+
+__all__ = ["LoadReport", "export", "export_tensors", "load", "settle"]
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+                   "tokenizer.model", "tiktoken.model", "chat_template.jinja", "generation_config.json")  # fmt: skip
+EXPORT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_WEIGHT_DTYPES = ("F32", "BF16", "F16")
+
+
+@dataclass
+class LoadReport:
+    """What became of every name of a folder; `config` is the one the model was built with."""
+
+    config: ModelConfig
+    loaded: list[str]
+    skipped: list[str]
+    missing: list[str]
+    notices: list[str] = field(default_factory=list)
+
+
+def load(folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[CausalLM, LoadReport]:
+    """Reads a folder of the family into a new model on `device`, weights in `dtype`, the router in FP32 as always.
+
+    Nothing is allocated before config, index, headers, names and shapes agree; memory is the model plus one tensor.
+    Raises ConfigError or CheckpointError with the field, file or tensor at fault. Python files of the folder are not looked at.
+    """
+    config = ModelConfig.from_file(Path(folder))
+    shards = open_folder(Path(folder))
+    found = match(config, {name: entry.shape for name, entry in shards.tensors.items()})
+    _check_dtypes(found.sources, shards.tensors)
+    notices = shards.notices + found.notices
+    if found.config.quantization_config is not None:
+        notices.append("config.json has quantization_config, the weights are not quantised: read as they are")
+        found.config = replace(found.config, quantization_config=None)
+    biases = [name for name in found.sources if name.endswith(BIAS) and shards.tensors[found.sources[name]].dtype != "F32"]
+    if biases:
+        stored = shards.tensors[found.sources[biases[0]]].dtype
+        notices.append(f"router bias is stored as {stored} in {len(biases)} layer(s), raised to FP32: what rounding took from it is lost")
+    model = _empty_model(found.config, torch.device(device), dtype)
+    targets = logical_tensors(model)
+    with ExitStack() as stack:
+        files = {path: stack.enter_context(path.open("rb")) for path in shards.files}
+        for official, target in targets.items():
+            entry = shards.tensors[found.sources[official]]
+            tensors.read_into(files[entry.file], entry, target)
+        notices += _differing_copies(found.repeated, found.sources, shards, files)
+    loaded = [*found.sources.values(), *found.repeated]
+    return model, LoadReport(found.config, loaded, found.skipped, found.missing, notices)
+
+
+def _check_dtypes(sources: Mapping[str, str], entries: Mapping[str, Entry]) -> None:
+    for name in sources.values():
+        dtype = entries[name].dtype
+        if dtype.startswith("F8"):
+            raise CheckpointError(f"tensor {name!r} is FP8 ({dtype}); quantised weights are not read here: convert the folder to BF16 first")
+        if dtype not in _WEIGHT_DTYPES:
+            raise CheckpointError(f"tensor {name!r} has dtype {dtype}; weights must be one of {', '.join(_WEIGHT_DTYPES)}")
+
+
+def _empty_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> CausalLM:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            return CausalLM(config)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _differing_copies(repeated: Mapping[str, str], sources: Mapping[str, str], shards: ShardFolder, files: Mapping[Path, BinaryIO]) -> list[str]:
+    """The model shares embedding and head, so a copy with other values loses: a notice says so."""
+    notices = []
+    for name, original in repeated.items():
+        a, b = shards.tensors[name], shards.tensors[sources[original]]
+        if not tensors.same_values((files[a.file], a), (files[b.file], b)):
+            notices.append(f"{name} differs from {sources[original]}, which is used in its place: this model shares the two")
+    return notices
+
+
+def export(
+    model: CausalLM,
+    tokenizer: str | Path | None,
+    out: str | Path,
+    *,
+    dtype: str = "fp32",
+    shard_size: int = 5_000_000_000,
+    replace: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Writes a model as a folder that transformers, vLLM, SGLang and `load` read; see `export_tensors`."""
+    return export_tensors(model.config, logical_tensors(model), tokenizer, out, dtype=dtype, shard_size=shard_size, replace=replace, metadata=metadata)
+
+
+def export_tensors(
+    config: ModelConfig,
+    named: Mapping[str, Tensor],
+    tokenizer: str | Path | None,
+    out: str | Path,
+    *,
+    dtype: str = "fp32",
+    shard_size: int = 5_000_000_000,
+    replace: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Writes tensors under their official names (a model's, or a moving average of them) as a Hugging Face folder.
+
+    `dtype` is "fp32" or "bf16" for all but the router bias, which is FP32 always. `shard_size` is in bytes; a tensor is never
+    cut. MTP modules get their copies of embedding and head; a tied head is not written. `metadata` goes into the header of every file
+    and into the index. A folder that exists is refused unless `replace`; a failed write leaves nothing behind.
+    """
+    if dtype not in EXPORT_DTYPES:
+        raise CheckpointError(f"dtype ({dtype!r}) must be one of {', '.join(map(repr, EXPORT_DTYPES))}")
+    if shard_size < 1:
+        raise CheckpointError(f"shard_size ({shard_size}) must be a positive number of bytes")
+    items = _items(config, named, EXPORT_DTYPES[dtype])
+    files = _tokenizer_files(Path(tokenizer)) if tokenizer is not None else []
+    shards = _cut(items, shard_size)
+    header = {"format": "pt", **(metadata or {})}
+    final = Path(out).absolute()
+    with new_folder(final, replace) as folder:
+        require_space(folder, sum(one.num_bytes for one in items))
+        write_json(folder / "config.json", {**config.to_hf(), "torch_dtype": str(EXPORT_DTYPES[dtype]).removeprefix("torch.")})
+        for file in files:
+            shutil.copyfile(file, folder / file.name)
+        for name, part in shards.items():
+            tensors.write_file(folder / name, part, header)
+        if len(shards) > 1:
+            weight_map = {one.name: name for name, part in shards.items() for one in part}
+            total = sum(one.num_bytes for one in items)
+            write_json(folder / INDEX_NAME, {"metadata": {**(metadata or {}), "total_size": total}, "weight_map": weight_map})
+    return final
+
+
+def _items(config: ModelConfig, named: Mapping[str, Tensor], dtype: torch.dtype) -> list[tensors.Item]:
+    items = []
+    for name, shape in expected(config):
+        if name not in named:
+            raise CheckpointError(f"cannot export: tensor {name!r} is missing")
+        if tuple(named[name].shape) != shape:
+            raise CheckpointError(f"cannot export: tensor {name!r} has shape {list(named[name].shape)}, the configuration makes it {list(shape)}")
+        items.append(tensors.item(name, named[name], torch.float32 if name.endswith(BIAS) else dtype))
+    return items + [tensors.item(name, named[original], dtype) for name, original in copies(config).items()]
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if not any(file.name in ("tokenizer.json", "tiktoken.model", "tokenizer.model") for file in files):
+        raise CheckpointError(f"{folder} holds no tokenizer (tokenizer.json, tokenizer.model or tiktoken.model)")
+    return files
+
+
+def _cut(items: list[tensors.Item], shard_size: int) -> dict[str, list[tensors.Item]]:
+    """{file name: tensors}, in order, a new file whenever the next tensor would pass `shard_size`."""
+    parts: list[list[tensors.Item]] = [[]]
+    filled = 0
+    for one in items:
+        if parts[-1] and filled + one.num_bytes > shard_size:
+            parts.append([])
+            filled = 0
+        parts[-1].append(one)
+        filled += one.num_bytes
+    if len(parts) == 1:
+        return {SINGLE_NAME: parts[0]}
+    return {f"model-{number:05d}-of-{len(parts):05d}.safetensors": part for number, part in enumerate(parts, 1)}
