@@ -81,7 +81,9 @@ def _check_dtypes(sources: Mapping[str, str], entries: Mapping[str, Entry]) -> N
     for name in sources.values():
         dtype = entries[name].dtype
         if dtype.startswith("F8"):
-            raise CheckpointError(f"tensor {name!r} is FP8 ({dtype}); quantised weights are not read here: convert the folder to BF16 first")
+            raise CheckpointError(
+                f"tensor {name!r} is FP8 ({dtype}); quantised weights are not read here: convert the folder to BF16 first"
+            )
         if dtype not in _WEIGHT_DTYPES:
             raise CheckpointError(f"tensor {name!r} has dtype {dtype}; weights must be one of {', '.join(_WEIGHT_DTYPES)}")
 
@@ -96,7 +98,9 @@ def _empty_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
         torch.set_default_dtype(before)
 
 
-def _differing_copies(repeated: Mapping[str, str], sources: Mapping[str, str], shards: ShardFolder, files: Mapping[Path, BinaryIO]) -> list[str]:
+def _differing_copies(
+    repeated: Mapping[str, str], sources: Mapping[str, str], shards: ShardFolder, files: Mapping[Path, BinaryIO]
+) -> list[str]:
     """The model shares embedding and head, so a copy with other values loses: a notice says so."""
     notices = []
     for name, original in repeated.items():
@@ -117,7 +121,9 @@ def export(
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes a model as a folder that transformers, vLLM, SGLang and `load` read; see `export_tensors`."""
-    return export_tensors(model.config, logical_tensors(model), tokenizer, out, dtype=dtype, shard_size=shard_size, replace=replace, metadata=metadata)
+    return export_tensors(
+        model.config, logical_tensors(model), tokenizer, out, dtype=dtype, shard_size=shard_size, replace=replace, metadata=metadata
+    )
 
 
 def export_tensors(
@@ -166,7 +172,9 @@ def _items(config: ModelConfig, named: Mapping[str, Tensor], dtype: torch.dtype)
         if name not in named:
             raise CheckpointError(f"cannot export: tensor {name!r} is missing")
         if tuple(named[name].shape) != shape:
-            raise CheckpointError(f"cannot export: tensor {name!r} has shape {list(named[name].shape)}, the configuration makes it {list(shape)}")
+            raise CheckpointError(
+                f"cannot export: tensor {name!r} has shape {list(named[name].shape)}, the configuration makes it {list(shape)}"
+            )
         items.append(tensors.item(name, named[name], torch.float32 if name.endswith(BIAS) else dtype))
     return items + [tensors.item(name, named[original], dtype) for name, original in copies(config).items()]
 

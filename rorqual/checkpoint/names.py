@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+from rorqual.checkpoint.shards import some
 from rorqual.config import ABSENT, ModelConfig
 from rorqual.errors import CheckpointError
 
@@ -137,7 +138,7 @@ def match(config: ModelConfig, shapes: Mapping[str, Shape]) -> Match:
             found.repeated[known.pop(official)] = original
     found.skipped += known.values()
     if found.skipped:
-        found.notices.append(f"skipped {_some(found.skipped)}: not part of the model that config.json describes")
+        found.notices.append(f"skipped {some(found.skipped)}: not part of the model that config.json describes")
     return found
 
 
@@ -166,7 +167,9 @@ def _place_mtp(found: Match, names: Iterable[str]) -> dict[int, int]:
             f"num_nextn_predict_layers is {wanted}, the folder holds {len(chosen)} MTP module{'s' * (len(chosen) != 1)}: loaded with {len(chosen)}, so MTP prediction beyond that is not available"
         )
     elif len(modules) > wanted:
-        found.notices.append(f"num_nextn_predict_layers is {wanted}, the folder holds {len(modules)} MTP module{'s' * (len(modules) != 1)}: the rest is ignored")
+        found.notices.append(
+            f"num_nextn_predict_layers is {wanted}, the folder holds {len(modules)} MTP module{'s' * (len(modules) != 1)}: the rest is ignored"
+        )
     return placed
 
 
@@ -179,14 +182,16 @@ def _fill(found: Match, known: dict[str, str], shapes: Mapping[str, Shape]) -> N
             if name is None:
                 yield official
             elif shapes[name] != shape:
-                raise CheckpointError(f"tensor {name!r} has shape {list(shapes[name])}, config.json makes it {list(shape)}; configuration and weights do not belong together")
+                raise CheckpointError(
+                    f"tensor {name!r} has shape {list(shapes[name])}, config.json makes it {list(shape)}; configuration and weights do not belong together"
+                )
             else:
                 found.sources[official] = name
 
     missing = list(islice(absent(), 20))
     if not missing:
         return
-    text = f"the folder lacks {_some(missing)}"
+    text = f"the folder lacks {some(missing)}{'' if len(missing) < 20 else ', or more'}"
     if any(name.endswith(BIAS) for name in missing):
         text += "; topk_method 'noaux_tc' needs the router's bias, which is never made up"
     elif missing == [HEAD]:
@@ -194,9 +199,4 @@ def _fill(found: Match, known: dict[str, str], shapes: Mapping[str, Shape]) -> N
     elif any(".self_attn.q_" in name for name in missing):
         text += f"; q_lora_rank is {found.config.q_lora_rank}, check it against the tensors"
     left = [known[name] for name in islice((name for name in known if name not in copies(found.config)), 5)] if len(missing) < 20 else []
-    raise CheckpointError(text + (f"; not used: {_some(left)}" if left else ""))
-
-
-def _some(names: list[str], most: int = 5) -> str:
-    shown = ", ".join(map(repr, names[:most]))
-    return shown if len(names) <= most else f"{shown} and more"
+    raise CheckpointError(text + (f"; not used: {some(left)}" if left else ""))

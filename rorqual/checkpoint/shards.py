@@ -11,7 +11,7 @@ import json
 import math
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,17 +87,23 @@ def _check_layout(path: Path, header: Mapping[str, Any], start: int, size: int) 
         if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
             raise CheckpointError(f"{path}: tensor {name!r} has the unknown dtype {dtype!r}")
         if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
-            raise CheckpointError(f"{path}: tensor {name!r} has shape {shape!r} and data_offsets {offsets!r}; both must be lists of whole numbers")
+            raise CheckpointError(
+                f"{path}: tensor {name!r} has shape {shape!r} and data_offsets {offsets!r}; both must be lists of whole numbers"
+            )
         begin, end = offsets
         if not 0 <= begin <= end <= size - start:
-            raise CheckpointError(f"{path}: tensor {name!r} lies at bytes {begin} to {end}, the data has {size - start}; the file is truncated or corrupt")
+            raise CheckpointError(
+                f"{path}: tensor {name!r} lies at bytes {begin} to {end}, the data has {size - start}; the file is truncated or corrupt"
+            )
         if math.prod(shape) * DTYPE_BYTES[dtype] != end - begin:
             raise CheckpointError(f"{path}: tensor {name!r} of shape {shape} and dtype {dtype} does not fill its {end - begin} bytes")
         tensors[name] = Entry(path, dtype, tuple(shape), start + begin, start + end)
     reached = start
     for name, entry in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != reached:
-            raise CheckpointError(f"{path}: tensor {name!r} starts at byte {entry.begin - start} of the data, {reached - start} was expected: tensors overlap or leave a hole")
+            raise CheckpointError(
+                f"{path}: tensor {name!r} starts at byte {entry.begin - start} of the data, {reached - start} was expected: tensors overlap or leave a hole"
+            )
         reached = entry.end
     if reached != size:
         raise CheckpointError(f"{path} is {size} bytes, its tensors end at {reached}; the file is truncated or corrupt")
@@ -120,10 +126,10 @@ def open_folder(path: Path) -> ShardFolder:
         names = sorted(set(weight_map.values()))
         absent = [name for name in names if name not in present]
         if absent:
-            raise CheckpointError(f"{index} names {_some(absent)}, which {path} does not hold; fetch the missing files")
+            raise CheckpointError(f"{index} names {some(absent)}, which {path} does not hold; fetch the missing files")
         extra = sorted(set(present) - set(names))
         if extra:
-            notices.append(f"ignored {_some(extra)}: not named by {INDEX_NAME}")
+            notices.append(f"ignored {some(extra)}: not named by {INDEX_NAME}")
     else:
         weight_map, total_size = None, None
         names = [SINGLE_NAME] if SINGLE_NAME in present else present
@@ -135,7 +141,9 @@ def open_folder(path: Path) -> ShardFolder:
     for file in files:
         for name, entry in read_header(file).items():
             if name in tensors:
-                raise CheckpointError(f"tensor {name!r} is in {tensors[name].file.name} and in {file.name}; each tensor must be in one file of {path}")
+                raise CheckpointError(
+                    f"tensor {name!r} is in {tensors[name].file.name} and in {file.name}; each tensor must be in one file of {path}"
+                )
             tensors[name] = entry
     if weight_map is not None:
         _check_index(index, weight_map, tensors)
@@ -168,7 +176,9 @@ def _check_index(index: Path, weight_map: Mapping[str, str], tensors: Mapping[st
             raise CheckpointError(f"{index} places tensor {name!r} in {file}, but {where}")
     unlisted = [name for name in tensors if name not in weight_map]
     if unlisted:
-        raise CheckpointError(f"{index} does not list {_some(unlisted)}, which its files hold; delete the index to read the files as they are")
+        raise CheckpointError(
+            f"{index} does not list {some(unlisted)}, which its files hold; delete the index to read the files as they are"
+        )
 
 
 def _check_numbering(path: Path, names: list[str]) -> None:
@@ -186,7 +196,7 @@ def _check_numbering(path: Path, names: list[str]) -> None:
 def _nothing_to_read(path: Path) -> str:
     pickles = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES)
     if pickles:
-        return f"{path} holds {_some(pickles)} but no safetensors file; pickled weights can run code and are never opened; convert them to safetensors where they came from"
+        return f"{path} holds {some(pickles)} but no safetensors file; pickled weights can run code and are never opened; convert them to safetensors where they came from"
     return f"{path} holds no safetensors file; a model folder has config.json and {SINGLE_NAME}, or shards"
 
 
@@ -213,6 +223,7 @@ def _naturals(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
-def _some(names: list[str], most: int = 5) -> str:
+def some(names: Sequence[str], most: int = 5) -> str:
+    """Names for an error message: the first few, and how many more there are."""
     shown = ", ".join(map(repr, names[:most]))
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from rorqual.checkpoint.shards import DTYPE_BYTES, Entry
+from rorqual.checkpoint.shards import Entry
 from rorqual.errors import CheckpointError
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -36,10 +37,7 @@ class Item:
     @property
     def num_bytes(self) -> int:
         """Bytes of data in the file."""
-        count = DTYPE_BYTES[DTYPE_NAMES[self.dtype]]
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def item(name: str, tensor: Tensor, dtype: torch.dtype | None = None) -> Item:
@@ -56,7 +54,7 @@ def write_file(path: Path, items: Sequence[Item], metadata: Mapping[str, str] | 
     for one in items:
         if one.dtype not in DTYPE_NAMES:
             raise CheckpointError(f"tensor {one.name!r} has dtype {one.dtype}, which safetensors cannot hold")
-    ordered = sorted(items, key=lambda one: -DTYPE_BYTES[DTYPE_NAMES[one.dtype]])
+    ordered = sorted(items, key=lambda one: -one.dtype.itemsize)
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for one in ordered:
