@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+_MASK = (1 << 64) - 1
 
 
 def key(*parts: int | str) -> int:
@@ -62,6 +63,3 @@ class Draws:
     def between(self, low: int, high: int) -> int:
         """A whole number in low..high, both included."""
         return low + self.below(high - low + 1)
-
-
-_MASK = (1 << 64) - 1
