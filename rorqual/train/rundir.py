@@ -1,0 +1,148 @@
+"""The folder of a run: who may write in it, what it holds, and how an interrupted run finds its place.
+
+    config.json  lineage.json  metrics.jsonl  checkpoints/step-XXXXXXXX/  hf/  results.json  report.html  lock
+
+A run folder is never overwritten without being asked. One process at a time works in it: the lock is an advisory lock of the
+operating system on the file `lock`, so it vanishes with its holder however that ends, and the file left behind blocks nobody.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from rorqual.errors import ConfigError, RunError
+from rorqual.train.hyperparams import RunConfig, diff
+
+CONTENTS = ("config.json", "lineage.json", "metrics.jsonl", "checkpoints", "hf", "results.json", "report.html")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes a text file that appears whole or not at all. RunError when the disk refuses."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RunError(
+            f"could not write {path}: {error.strerror or error}; what was there before is intact; free space or choose another disk, then --resume"
+        ) from error
+
+
+class RunFolder:
+    """A run folder held by this process; use it as a context, which takes and gives back the lock."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._lock: int | None = None
+
+    config = property(lambda self: self.path / "config.json")
+    lineage = property(lambda self: self.path / "lineage.json")
+    metrics = property(lambda self: self.path / "metrics.jsonl")
+    checkpoints = property(lambda self: self.path / "checkpoints")
+
+    # ------------------------------------------------------------------ lock
+
+    def __enter__(self) -> RunFolder:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RunError(f"cannot use {self.path} as a run folder: {error.strerror or error}; choose another --out") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(handle, 500).decode("utf-8", "replace").strip()
+            os.close(handle)
+            raise RunError(
+                f"run folder {self.path} is in use by another process ({holder or error.strerror}); wait for it, stop it, or choose another --out"
+            ) from error
+        os.ftruncate(handle, 0)
+        os.write(handle, f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+        self._lock = handle
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            os.ftruncate(self._lock, 0)
+            os.close(self._lock)
+            self._lock = None
+
+    # ------------------------------------------------------------------ start, overwrite, resume
+
+    def holds_run(self) -> bool:
+        """Whether something of a run is here."""
+        return any((self.path / name).exists() for name in CONTENTS)
+
+    def begin(self, run: RunConfig, lineage: dict[str, Any], *, overwrite: bool = False) -> None:
+        """Makes the folder that of a new run. RunError when it holds one, unless `overwrite` was asked for."""
+        if self.holds_run():
+            if not overwrite:
+                raise RunError(f"{self.path} already holds a run; continue it with --resume, choose another --out, or replace it with --overwrite")
+            for name in CONTENTS:
+                target = self.path / name
+                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        write_atomic(self.lineage, json.dumps(lineage, indent=2) + "\n")
+        write_atomic(self.config, run.to_json())
+
+    def stored_config(self) -> RunConfig:
+        """The configuration that the run was started with."""
+        return read_config(self.path)
+
+    def check_same(self, run: RunConfig) -> None:
+        """Refuses to resume with another configuration, naming every changed field (field case F31)."""
+        changed = diff(self.stored_config(), run)
+        if changed:
+            listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items())
+            raise ConfigError(
+                f"cannot resume {self.path} with a changed configuration: {listed}. Resume without the change, or start a new phase: --init {self.path} with another --out"
+            )
+
+
+def read_config(path: str | Path) -> RunConfig:
+    """The RunConfig of a run folder; RunError when there is none."""
+    file = Path(path) / "config.json"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RunError(f"{path} is not a run folder: it has no config.json; start a run there without --resume") from None
+    except OSError as error:
+        raise RunError(f"cannot read {file}: {error.strerror or error}") from error
+    try:
+        return RunConfig.from_json(text)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+
+
+# ---------------------------------------------------------------------- metrics on disk
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """All whole lines of a metrics.jsonl; a last line cut by a kill is left out, any other broken line is a RunError."""
+    file = Path(path)
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise RunError(f"{file}:{number} is not JSON ({error}); restore the file or delete the line") from None
+    return records
+
+
+def truncate_metrics(path: str | Path, step: int) -> list[dict[str, Any]]:
+    """Drops every line of a step after `step`, which a resumed run writes again, and returns what stays (no step twice, F31)."""
+    kept = [record for record in read_metrics(path) if record.get("step", 0) <= step]
+    write_atomic(Path(path), "".join(json.dumps(record) + "\n" for record in kept))
+    return kept
