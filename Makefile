@@ -50,7 +50,7 @@ clean: ## remove .venv, caches and build products; runs/ stays
 $(INSTALLED): constraints.txt pyproject.toml | .venv/pyvenv.cfg
 	@echo "Installing what constraints.txt pins into .venv; the first time this downloads some hundred MB."
 	@rm -f .venv/installed-*
-	@if [ -n "$(TORCH_INDEX)" ]; then $(PIP) uninstall --quiet --yes torch; \
+	@if [ -n "$(TORCH_INDEX)" ] && [ "$(TORCH_INDEX)" != "`cat .venv/torch-index 2>/dev/null`" ]; then $(PIP) uninstall --quiet --yes torch; \
 		$(PIP) install --index-url "$(TORCH_INDEX)" "`grep '^torch==' constraints.txt`"; fi
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	@printf '%s' '$(TORCH_INDEX)' > .venv/torch-index
