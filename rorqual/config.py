@@ -115,13 +115,22 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.quantization_config is not None:
+            if not isinstance(self.quantization_config, Mapping):
+                raise ConfigError(f"quantization_config ({self.quantization_config!r}) must be an object or null")
             object.__setattr__(self, "quantization_config", dict(self.quantization_config))
+        for name in ("norm_topk_prob", "tie_word_embeddings"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} ({getattr(self, name)!r}) must be true or false")
+        for name in ("rms_norm_eps", "rope_theta", "initializer_range", "routed_scaling_factor"):
+            _number(name, getattr(self, name))
         positive = ("vocab_size", "hidden_size", "num_hidden_layers", "moe_layer_freq", "intermediate_size", "num_attention_heads",
                     "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "max_position_embeddings")  # fmt: skip
         for name in positive:
             _whole(name, getattr(self, name), 1)
         for name in ("first_k_dense_replace", "n_routed_experts", "n_shared_experts", "num_nextn_predict_layers"):
             _whole(name, getattr(self, name), 0)
+        if self.n_routed_experts > 100_000:
+            raise ConfigError(f"n_routed_experts ({self.n_routed_experts}) must be at most 100000; the largest member of the family has 384")
         if self.num_hidden_layers > 10_000 or self.num_nextn_predict_layers > 1_000:
             raise ConfigError(f"num_hidden_layers ({self.num_hidden_layers}) must be at most 10000 and num_nextn_predict_layers ({self.num_nextn_predict_layers}) at most 1000")
         if self.q_lora_rank is not None and self.q_lora_rank != ABSENT:
@@ -139,8 +148,8 @@ class ModelConfig:
             raise ConfigError(f"initializer_range ({self.initializer_range}) must be positive; the report uses 0.006")
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < self.vocab_size:
-                raise ConfigError(f"{name} ({value}) must be between 0 and vocab_size - 1 ({self.vocab_size - 1})")
+            if value is not None and (type(value) is not int or not 0 <= value < self.vocab_size):
+                raise ConfigError(f"{name} ({value!r}) must be a token id between 0 and vocab_size - 1 ({self.vocab_size - 1})")
         if self.n_routed_experts:
             self._check_experts()
 
@@ -166,7 +175,7 @@ class ModelConfig:
             raise ConfigError(
                 f"topk_group ({self.topk_group}) groups of {experts // groups} experts leave {reachable} candidates, fewer than num_experts_per_tok ({chosen}); raise topk_group to {-(-chosen // (experts // groups))}"
             )
-        if not (math.isfinite(self.routed_scaling_factor) and self.routed_scaling_factor > 0):
+        if not self.routed_scaling_factor > 0:
             raise ConfigError(f"routed_scaling_factor ({self.routed_scaling_factor}) must be a positive number")
 
     def settled(self) -> ModelConfig:
@@ -210,6 +219,8 @@ class ModelConfig:
             lacking = [name for name in ("moe_intermediate_size", "num_experts_per_tok") if values.get(name) is None]
             if lacking:
                 raise ConfigError(f"config.json has n_routed_experts ({values['n_routed_experts']}) but lacks {', '.join(lacking)}")
+        else:
+            values = {name: value for name, value in values.items() if value is not None or name not in ("moe_intermediate_size", "num_experts_per_tok")}
         for name in ("n_group", "topk_group"):
             values[name] = values.get(name) or 1
         v2 = model_type == "deepseek_v2"
@@ -221,16 +232,16 @@ class ModelConfig:
         for name in ("bos_token_id", "eos_token_id", "pad_token_id", "rms_norm_eps", "max_position_embeddings"):
             if values.get(name) is None:
                 values.pop(name, None)
-        if isinstance(values.get("eos_token_id"), (list, tuple)):
+        if isinstance(values.get("eos_token_id"), list) and values["eos_token_id"]:
             values["eos_token_id"] = values["eos_token_id"][0]
+        if raw.get("num_key_value_heads") not in (None, values["num_attention_heads"]):
+            raise ConfigError(f"num_key_value_heads ({raw['num_key_value_heads']!r}) must equal num_attention_heads ({values['num_attention_heads']!r}) under MLA")
         values["rope_theta"], values["rope_scaling"] = _read_rope(raw)
-        if values["rope_scaling"] is not None and values.get("num_key_value_heads", values["num_attention_heads"]) != values["num_attention_heads"]:
-            raise ConfigError("num_key_value_heads must equal num_attention_heads under MLA")
         return cls(**values)
 
     @classmethod
     def from_file(cls, path: str | Path) -> ModelConfig:
-        """Reads a `config.json`, or the one inside a folder; at most 1 MB of it, so that a hostile file costs nothing."""
+        """Reads a `config.json`, or the one inside a folder; at most 1 MB and 32 levels of it, so that a hostile file costs nothing."""
         path = Path(path)
         path = path / "config.json" if path.is_dir() else path
         try:
@@ -239,21 +250,30 @@ class ModelConfig:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ConfigError(f"{path} does not exist; give a folder with a config.json, or the file itself") from None
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is not JSON: {error}") from None
         if not isinstance(raw, dict):
             raise ConfigError(f"{path} holds a {type(raw).__name__}; a config.json is an object")
+        if _depth(raw) > 32:
+            raise ConfigError(f"{path} is nested {_depth(raw)} levels deep; a config.json has at most 32")
         return cls.from_hf(raw)
 
     def to_hf(self) -> dict[str, Any]:
-        """The object for a `config.json` that transformers, vLLM and SGLang read; null for no query compression."""
+        """The object for a `config.json` that transformers, vLLM and SGLang read; null for no query compression.
+
+        A softmax router is written as model type `deepseek_v2`: others read `deepseek_v3` as sigmoid without looking.
+        """
         self.settled()
-        v2 = self.model_type == "deepseek_v2"
+        v2 = self.model_type == "deepseek_v2" or (self.n_routed_experts > 0 and self.scoring_func == "softmax")
         out: dict[str, Any] = {"architectures": ["DeepseekV2ForCausalLM" if v2 else "DeepseekV3ForCausalLM"]}
         for f in fields(self):
             if f.name not in ("rope_scaling", "quantization_config"):
                 out[f.name] = getattr(self, f.name)
         out["num_key_value_heads"] = self.num_attention_heads
+        if v2:
+            out["model_type"] = "deepseek_v2"
         out["rope_scaling"] = None
         if self.rope_scaling is not None:
             out["rope_scaling"] = {"type": "yarn", **{f.name: getattr(self.rope_scaling, f.name) for f in fields(self.rope_scaling)}}
@@ -272,17 +292,35 @@ def _whole(name: str, value: Any, least: int) -> None:
         raise ConfigError(f"{name} ({value!r}) must be a whole number of at least {least}")
 
 
+def _number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ConfigError(f"{name} ({value!r}) must be a finite number")
+
+
+def _depth(value: Any) -> int:
+    """Levels of nesting, counted without recursion."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, (dict, list))]:
+        depth += 1
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
 def _read_rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     """(rope_theta, scaling) from `rope_theta`/`rope_scaling`, or from transformers 5's `rope_parameters`."""
     new, old = raw.get("rope_parameters"), raw.get("rope_scaling")
     for name, value in (("rope_parameters", new), ("rope_scaling", old)):
         if value is not None and not isinstance(value, Mapping):
             raise ConfigError(f"{name} ({value!r}) must be an object or null")
-    table = dict(new or old or {})
-    theta = table.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
-    kinds = {table.pop(key) for key in ("type", "rope_type") if key in table}
+    table = {**(old or {}), **(new or {})}
+    theta = table.pop("rope_theta", None)
+    theta = raw.get("rope_theta") if theta is None else theta
+    theta = 10000.0 if theta is None else theta
+    _number("rope_theta", theta)
+    kinds = {part[key] for part in (old or {}, new or {}) for key in ("type", "rope_type") if part.get(key) is not None}
+    table = {key: value for key, value in table.items() if key not in ("type", "rope_type")}
     if len(kinds) > 1:
-        raise ConfigError(f"rope_scaling names two kinds, {sorted(map(str, kinds))}; keep one of `type` and `rope_type`")
+        raise ConfigError(f"the rope fields name two kinds, {sorted(map(str, kinds))}; keep one of `type` and `rope_type`, in one of rope_scaling and rope_parameters")
     kind = kinds.pop() if kinds else None
     if kind in _NO_SCALING:
         if kind is None and table.get("factor") is not None:
