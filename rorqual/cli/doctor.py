@@ -1,7 +1,7 @@
 """Show this machine's cores, ISA, measured rates, torch build, and the kernel chosen for each operation and why.
 
-    rorqual doctor              # about three seconds
-    rorqual doctor --json       # the same as one JSON object
+rorqual doctor              # about three seconds
+rorqual doctor --json       # the same as one JSON object
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ _ISA = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl
 
 def main(argv: list[str]) -> int:
     """Runs the verb; returns the exit code, 0 whatever the machine lacks: this verb judges nothing."""
-    parser = argparse.ArgumentParser(prog="rorqual doctor", description="Show what this machine has, how fast it is, and which kernels are chosen and why.")
+    parser = argparse.ArgumentParser(
+        prog="rorqual doctor", description="Show what this machine has, how fast it is, and which kernels are chosen and why."
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--seconds", type=float, default=1.0, help="time for each of the two measurements (default: 1); 0 leaves them out")
     args = parser.parse_args(argv)
@@ -62,7 +64,11 @@ def machine() -> dict[str, Any]:
 
 def interpreter() -> dict[str, Any]:
     """Version of Python, of this package and of the packages it stands on; None for one that is not installed."""
-    return {"version": platform.python_version(), "executable": sys.executable, "packages": {name: _version(name) for name in ("rorqual", *_PACKAGES)}}
+    return {
+        "version": platform.python_version(),
+        "executable": sys.executable,
+        "packages": {name: _version(name) for name in ("rorqual", *_PACKAGES)},
+    }
 
 
 def torch_build() -> dict[str, Any]:

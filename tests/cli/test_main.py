@@ -46,7 +46,9 @@ def test_version_is_the_projects(capsys):
     assert capsys.readouterr().out.startswith("rorqual ")
 
 
-@pytest.mark.parametrize(("given", "meant"), [("pretrian", "pretrain"), ("gen", "generate"), ("tokeniser", "tokenizer"), ("exprot", "export")])
+@pytest.mark.parametrize(
+    ("given", "meant"), [("pretrian", "pretrain"), ("gen", "generate"), ("tokeniser", "tokenizer"), ("exprot", "export")]
+)
 def test_unknown_verb_suggests_the_nearest(given, meant, capsys):
     assert cli.main([given]) == 2
     assert capsys.readouterr().err == f"rorqual: '{given}' is no verb; did you mean `rorqual {meant}`?\n"

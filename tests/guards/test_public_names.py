@@ -1,0 +1,90 @@
+"""Names that other code builds on, and what every public name owes its reader."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+
+from tests.guards import tree
+
+# Whoever renames one of these breaks somebody: say so in CHANGELOG.md, and change it here.
+PROMISED = {
+    "errors": {"RorqualError", "ConfigError", "DataError", "TokenizerError", "CheckpointError", "RunError", "NonFiniteError", "DeviceError", "MissingExtraError"},
+    "config": {"ModelConfig", "RopeScaling", "PRESETS", "preset"},
+    "planner.params": {"count", "ParameterCount"},
+    "planner.flops": {"train_flops_per_token"},
+    "planner.inventory": {"inventory"},
+    "kernels.ops": {"backend_report"},
+    "kernels.measure": {"gemm_gflops", "memory_gbps"},
+    "model.layers": {"Linear", "GroupedLinear", "Linear.dense_weight", "GroupedLinear.fprop", "GroupedLinear.dgrad", "GroupedLinear.wgrad"},
+    "model.mla": {"MLA", "LatentCache", "LatentCache.update"},
+    "model.router": {"Router", "Routing", "route"},
+    "model.balance": {"update_bias", "max_violation"},
+    "model.moe": {"MoE", "MoE.dispatch", "MoE.compute", "MoE.combine", "Dispatcher", "Dispatcher.dispatch", "Dispatcher.combine", "Experts"},
+    "model.transformer": {"CausalLM", "CausalLM.forward", "CausalLM.mtp_hidden", "CausalLM.logits", "CausalLM.init_weights", "Output"},
+    "tokenizer.bpe": {"train", "load", "Tokenizer", "Tokenizer.encode", "Tokenizer.decode", "Tokenizer.save"},
+    "checkpoint.hf": {"load", "export"},
+    "data.config": {"DataConfig", "BuildConfig"},
+    "data.loader": {"PackedDataset", "PackedDataset.batch"},
+    "train.hyperparams": {"RunConfig", "TrainConfig", "OptimizerConfig"},
+    "train.schedules": {"LearningRateSchedule", "BatchSchedule", "GammaSchedule", "LambdaSchedule"},
+    "train.loss": {"compute_loss", "evaluate_nll", "StepLoss"},
+    "train.trainer": {"train"},
+    "cli.main": {"main", "VERBS"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("module", PROMISED)
+def test_promised_names_exist(module):
+    path = tree.PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
+    assert path.is_file(), f"{path} is promised and gone"
+    assert PROMISED[module] - tree.symbols(path) == set()
+
+
+@pytest.mark.parametrize("path", [p for p in tree.sources() if p.stem != "__init__"], ids=tree.name_of)
+def test_public_names_are_explained_and_typed(path):
+    module = tree.parsed(path)
+    assert ast.get_docstring(module), f"{path} has no docstring: one line of purpose, the report's section, the trap avoided"
+    bare = []
+    for node in module.body:
+        inner = [] if not isinstance(node, ast.ClassDef) or node.bases else node.body  # an override is explained by what it overrides
+        for member in (node, *inner):
+            public = isinstance(member, ast.FunctionDef | ast.ClassDef) and not member.name.startswith("_")
+            if public and not ast.get_docstring(member) and not _is_plain_property(member):
+                bare.append(f"{member.name} (line {member.lineno})")
+    assert not bare, f"{path}: public and without a docstring: {', '.join(bare)}"
+
+
+def _is_plain_property(node: ast.stmt) -> bool:
+    """A property of one line, which its name explains."""
+    return (
+        isinstance(node, ast.FunctionDef) and len(node.body) == 1 and any(ast.unparse(item) == "property" for item in node.decorator_list)
+    )
+
+
+@pytest.mark.parametrize("path", tree.sources(), ids=tree.name_of)
+def test_names_say_what_they_bring(path):
+    """No star imports; a module with `__all__` lists names that exist; nothing passes `**kwargs` on unread."""
+    module = tree.parsed(path)
+    stars = [
+        node.lineno for node in ast.walk(module) if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)
+    ]
+    assert not stars, f"{path}: star import in lines {stars}"
+    calls = [node for node in ast.walk(module) if isinstance(node, ast.Call)]
+    passed = [call.lineno for call in calls if any(k.arg is None and ast.unparse(k.value) == "kwargs" for k in call.keywords)]
+    assert not passed, f"{path}: **kwargs passed on in lines {passed}; name the arguments"
+    bound = tree.symbols(path) | {a.asname or a.name for n in module.body if isinstance(n, ast.ImportFrom | ast.Import) for a in n.names}
+    for node in module.body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
+            names = ast.literal_eval(node.value)
+            assert set(names) <= bound and names == sorted(names), f"{path}: __all__ is unsorted or names what is not there"
+            public = {n.name for n in module.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")}
+            assert public <= set(names), f"{path}: public but not in __all__: {sorted(public - set(names))}"
+
+
+@pytest.mark.parametrize("path", tree.sources(), ids=tree.name_of)
+def test_no_promise_is_left_in_the_code(path):
+    text = path.read_text(encoding="utf-8")
+    assert re.findall(r"\b(TODO|FIXME|XXX|NotImplementedError)\b", text) == []
