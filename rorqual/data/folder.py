@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rorqual.errors import DataError
 
 FORMAT = 1
-DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 _CHUNK = 1 << 24
 
 
@@ -80,7 +80,8 @@ class BuiltFolder:
         root = Path(path)
         index = _read_index(root / "index.json")
         try:
-            dtype, vocab_size = DTYPES[index["dtype"]], int(index["vocab_size"])
+            dtype: np.dtype[Any] = DTYPES[index["dtype"]]
+            vocab_size = int(index["vocab_size"])
             train, validation, texts = {}, {}, {}
             for name, entry in index["sources"].items():
                 train[name] = TokenStore(root, name, entry["train"], dtype, vocab_size)

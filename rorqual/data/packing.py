@@ -68,7 +68,7 @@ class PackedRows:
     @property
     def token_mask(self) -> NDArray[np.bool_]:
         """True on real tokens."""
-        return self.segment_ids != PADDING_SEGMENT
+        return np.not_equal(self.segment_ids, PADDING_SEGMENT)
 
     @property
     def num_targets(self) -> int:
