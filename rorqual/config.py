@@ -36,7 +36,9 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.factor) and self.factor >= 1):
-            raise ConfigError(f"rope_scaling.factor ({self.factor}) must be a finite number of at least 1; to shorten the context, drop rope_scaling")
+            raise ConfigError(
+                f"rope_scaling.factor ({self.factor}) must be a finite number of at least 1; to shorten the context, drop rope_scaling"
+            )
         if self.original_max_position_embeddings < 1:
             raise ConfigError(
                 f"rope_scaling.original_max_position_embeddings ({self.original_max_position_embeddings}) must be at least 1: the length trained before the extension"
@@ -130,16 +132,22 @@ class ModelConfig:
         for name in ("first_k_dense_replace", "n_routed_experts", "n_shared_experts", "num_nextn_predict_layers"):
             _whole(name, getattr(self, name), 0)
         if self.n_routed_experts > 100_000:
-            raise ConfigError(f"n_routed_experts ({self.n_routed_experts}) must be at most 100000; the largest member of the family has 384")
+            raise ConfigError(
+                f"n_routed_experts ({self.n_routed_experts}) must be at most 100000; the largest member of the family has 384"
+            )
         if self.num_hidden_layers > 10_000 or self.num_nextn_predict_layers > 1_000:
-            raise ConfigError(f"num_hidden_layers ({self.num_hidden_layers}) must be at most 10000 and num_nextn_predict_layers ({self.num_nextn_predict_layers}) at most 1000")
+            raise ConfigError(
+                f"num_hidden_layers ({self.num_hidden_layers}) must be at most 10000 and num_nextn_predict_layers ({self.num_nextn_predict_layers}) at most 1000"
+            )
         if self.q_lora_rank is not None and self.q_lora_rank != ABSENT:
             if self.q_lora_rank == 0:
                 object.__setattr__(self, "q_lora_rank", None)
             else:
                 _whole("q_lora_rank", self.q_lora_rank, 1)
         if self.qk_rope_head_dim % 2:
-            raise ConfigError(f"qk_rope_head_dim ({self.qk_rope_head_dim}) must be even: RoPE rotates pairs; use {self.qk_rope_head_dim + 1}")
+            raise ConfigError(
+                f"qk_rope_head_dim ({self.qk_rope_head_dim}) must be even: RoPE rotates pairs; use {self.qk_rope_head_dim + 1}"
+            )
         if not self.rms_norm_eps > 0:
             raise ConfigError(f"rms_norm_eps ({self.rms_norm_eps}) must be positive, e.g. 1e-6")
         if not self.rope_theta > 1:
@@ -167,7 +175,9 @@ class ModelConfig:
         _whole("topk_group", self.topk_group, 1)
         if experts % groups:
             near = [n for n in (experts - experts % groups, experts - experts % groups + groups) if n]
-            raise ConfigError(f"n_routed_experts ({experts}) must be divisible by n_group ({groups}); use {' or '.join(map(str, near))}, or set n_group=1")
+            raise ConfigError(
+                f"n_routed_experts ({experts}) must be divisible by n_group ({groups}); use {' or '.join(map(str, near))}, or set n_group=1"
+            )
         if self.topk_group > groups:
             raise ConfigError(f"topk_group ({self.topk_group}) must be at most n_group ({groups})")
         reachable = self.topk_group * (experts // groups)
@@ -181,7 +191,9 @@ class ModelConfig:
     def settled(self) -> ModelConfig:
         """Refuses a configuration whose query compression is still unknown; every builder of shapes calls this."""
         if self.q_lora_rank == ABSENT:
-            raise ConfigError("q_lora_rank is absent from the configuration and no tensors were given to settle it; write a rank, or null for a full q_proj")
+            raise ConfigError(
+                "q_lora_rank is absent from the configuration and no tensors were given to settle it; write a rank, or null for a full q_proj"
+            )
         return self
 
     # ------------------------------------------------------------------ config.json
@@ -220,7 +232,11 @@ class ModelConfig:
             if lacking:
                 raise ConfigError(f"config.json has n_routed_experts ({values['n_routed_experts']}) but lacks {', '.join(lacking)}")
         else:
-            values = {name: value for name, value in values.items() if value is not None or name not in ("moe_intermediate_size", "num_experts_per_tok")}
+            values = {
+                name: value
+                for name, value in values.items()
+                if value is not None or name not in ("moe_intermediate_size", "num_experts_per_tok")
+            }
         for name in ("n_group", "topk_group"):
             values[name] = values.get(name) or 1
         v2 = model_type == "deepseek_v2"
@@ -235,7 +251,9 @@ class ModelConfig:
         if isinstance(values.get("eos_token_id"), list) and values["eos_token_id"]:
             values["eos_token_id"] = values["eos_token_id"][0]
         if raw.get("num_key_value_heads") not in (None, values["num_attention_heads"]):
-            raise ConfigError(f"num_key_value_heads ({raw['num_key_value_heads']!r}) must equal num_attention_heads ({values['num_attention_heads']!r}) under MLA")
+            raise ConfigError(
+                f"num_key_value_heads ({raw['num_key_value_heads']!r}) must equal num_attention_heads ({values['num_attention_heads']!r}) under MLA"
+            )
         values["rope_theta"], values["rope_scaling"] = _read_rope(raw)
         return cls(**values)
 
@@ -245,6 +263,8 @@ class ModelConfig:
         path = Path(path)
         path = path / "config.json" if path.is_dir() else path
         try:
+            if path.exists() and not path.is_file():
+                raise ConfigError(f"{path} is not a regular file")
             if path.stat().st_size > 1_000_000:
                 raise ConfigError(f"{path} is {path.stat().st_size} bytes; a config.json is at most 1 MB")
             raw = json.loads(path.read_text(encoding="utf-8"))
@@ -279,7 +299,9 @@ class ModelConfig:
             out["rope_scaling"] = {"type": "yarn", **{f.name: getattr(self.rope_scaling, f.name) for f in fields(self.rope_scaling)}}
         if self.quantization_config is not None:
             out["quantization_config"] = dict(self.quantization_config)
-        out.update(hidden_act="silu", attention_bias=False, attention_dropout=0.0, rope_interleave=True, use_cache=True, torch_dtype="float32")
+        out.update(
+            hidden_act="silu", attention_bias=False, attention_dropout=0.0, rope_interleave=True, use_cache=True, torch_dtype="float32"
+        )
         return out
 
     def with_(self, **changes: Any) -> ModelConfig:
@@ -320,17 +342,21 @@ def _read_rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     kinds = {part[key] for part in (old or {}, new or {}) for key in ("type", "rope_type") if part.get(key) is not None}
     table = {key: value for key, value in table.items() if key not in ("type", "rope_type")}
     if len(kinds) > 1:
-        raise ConfigError(f"the rope fields name two kinds, {sorted(map(str, kinds))}; keep one of `type` and `rope_type`, in one of rope_scaling and rope_parameters")
+        raise ConfigError(
+            f"the rope fields name two kinds, {sorted(map(str, kinds))}; keep one of `type` and `rope_type`, in one of rope_scaling and rope_parameters"
+        )
     kind = kinds.pop() if kinds else None
     if kind in _NO_SCALING:
         if kind is None and table.get("factor") is not None:
-            raise ConfigError("rope_scaling has a factor but neither `type` nor `rope_type`; add \"type\": \"yarn\"")
+            raise ConfigError('rope_scaling has a factor but neither `type` nor `rope_type`; add "type": "yarn"')
         return float(theta), None
     if kind != "yarn":
         raise ConfigError(f"rope_scaling type ({kind!r}) is not known; use 'yarn', or null for none")
     for name in ("factor", "original_max_position_embeddings"):
         if table.get(name) is None:
-            raise ConfigError(f"rope_scaling lacks {name}; YaRN cannot be computed without it (max_position_embeddings is the extended length, no substitute)")
+            raise ConfigError(
+                f"rope_scaling lacks {name}; YaRN cannot be computed without it (max_position_embeddings is the extended length, no substitute)"
+            )
     known = {f.name for f in fields(RopeScaling)}
     unknown = sorted(set(table) - known)
     if unknown:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -314,6 +315,12 @@ def test_absent_and_binary_files_are_refused(tmp_path: Path) -> None:
         ModelConfig.from_file(tmp_path)
     (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not JSON"):
+        ModelConfig.from_file(tmp_path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ConfigError, match="not a regular file"):
         ModelConfig.from_file(tmp_path)
 
 

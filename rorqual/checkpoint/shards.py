@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,11 +59,10 @@ def read_header(path: Path) -> dict[str, Entry]:
     demands. Reads nothing but the header, and no header longer than the file or 100 MB.
     """
     try:
+        if not path.is_file():  # opening a named pipe would wait for ever
+            raise CheckpointError(f"{path} is not a regular file")
         with path.open("rb") as file:
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode):
-                raise CheckpointError(f"{path} is not a regular file")
-            size = status.st_size
+            size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little") if size >= 8 else -1
             if length < 2 or length > min(size - 8, MAX_HEADER_BYTES):
                 raise CheckpointError(
@@ -154,6 +153,8 @@ def open_folder(path: Path) -> ShardFolder:
 
 
 def _read_index(index: Path) -> tuple[dict[str, str], int | None]:
+    if not index.is_file():
+        raise CheckpointError(f"{index} is not a regular file")
     if index.stat().st_size > MAX_INDEX_BYTES:
         raise CheckpointError(f"{index} is {index.stat().st_size} bytes; an index is at most {MAX_INDEX_BYTES}")
     table = _object(index.read_bytes(), index, "index")

@@ -252,12 +252,12 @@ def read_index(folder: Path) -> dict[str, Any]:
     """The body of a checkpoint's index, its checksum verified; CheckpointError with the file's name otherwise."""
     path = folder / INDEX_NAME
     try:
+        if not path.is_file():
+            raise CheckpointError(f"{folder} is not a training checkpoint: it has no {INDEX_NAME}")
         if path.stat().st_size > _MAX_INDEX_BYTES:
             raise CheckpointError(f"{path} is {path.stat().st_size} bytes; an index is at most {_MAX_INDEX_BYTES}")
         text = path.read_text(encoding="utf-8")
         table = json.loads(text)
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is not a training checkpoint: it has no {INDEX_NAME}") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
