@@ -207,6 +207,11 @@ class PackedDataset:
         return self._folder.fingerprint
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of all sources of the folder, whatever their weight."""
+        return tuple(self._folder.train)
+
+    @property
     def vocab_size(self) -> int:
         """Token ids are below this."""
         return self._folder.vocab_size

@@ -172,6 +172,7 @@ def test_pre_training_rows_cross_documents(tmp_path: Path, tokenizer: bpe.Tokeni
 
 def test_mixture_follows_the_weights(folder: Path) -> None:
     data = PackedDataset(folder, DataConfig({"code": 0.9, "prose": 0.1}), 16)
+    assert data.sources == ("code", "prose") == PackedDataset(folder, DataConfig({"code": 1.0}), 16).sources
     counts = Counter(row[0].source for row in data.batch(0, 400).documents)
     assert abs(counts["prose"] - 40) < 2
     by_size = PackedDataset(folder, DataConfig(), 16).mixture
