@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rorqual.errors import CheckpointError
-
-CPU_CHUNK = 131_072  # elements per pass: weights, gradients and moments of one chunk stay in the cache between the operations
+from rorqual.kernels import ops
 
 
 class AdamWConfig(Protocol):
@@ -37,44 +36,43 @@ class AdamWConfig(Protocol):
         ...
 
 
-def global_norm(gradients: Sequence[Tensor | None]) -> Tensor:
-    """sqrt(sum of squares of all elements), FP32, one foreach pass; non-finite as soon as one element is.
+def global_norm(gradients: Sequence[Tensor | None]) -> float:
+    """sqrt(sum of squares of all elements); non-finite as soon as one element is. Absent gradients add nothing.
 
-    An absent gradient takes a zero's place in the sum, so that it changes no bit of it.
+    On a CPU in FP64 and an order of its own, whatever the number of threads; elsewhere one foreach pass and one transfer.
     """
     present = [g.detach() for g in gradients if g is not None]
     if not present:
-        return torch.zeros(())
-    norms = iter(torch._foreach_norm(present))
-    zero = present[0].new_zeros((), dtype=torch.float32)
-    return torch.linalg.vector_norm(torch.stack([zero if g is None else next(norms).float() for g in gradients]))
+        return 0.0
+    if present[0].device.type == "cpu":
+        return sum(ops.sum_of_squares(g) for g in present) ** 0.5
+    norms = torch.stack([norm.double() for norm in torch._foreach_norm(present)])
+    return float(norms.square().sum().sqrt())
 
 
-def adamw_update(
-    weights: list[Tensor], gradients: list[Tensor], exp_avg: list[Tensor], exp_avg_sq: list[Tensor], *, config: AdamWConfig,
-    learning_rate: float, weight_decay: float, gradient_scale: float, update: int,
+def adamw_foreach(
+    weights: list[Tensor], gradients: list[Tensor], exp_avg: list[Tensor], exp_avg_sq: list[Tensor], *,
+    lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int, grad_scale: float,
 ) -> None:  # fmt: skip
-    """The formula of the module on lists of equally shaped FP32 weights and gradients, in place; `update` is t, from 1.
+    """`ops.adamw` on lists of FP32 weights and gradients at once: a handful of launches on an accelerator, however many tensors.
 
     BF16 moments are widened, used at full precision, and rounded once when they are stored.
     """
     m, v = exp_avg, exp_avg_sq
     if exp_avg[0].dtype != torch.float32:
         m, v = [x.float() for x in exp_avg], [x.float() for x in exp_avg_sq]
-    if gradient_scale != 1.0:
-        gradients = list(torch._foreach_mul(gradients, gradient_scale))
-    torch._foreach_lerp_(m, gradients, 1 - config.beta1)
-    torch._foreach_mul_(v, config.beta2)
-    torch._foreach_addcmul_(v, gradients, gradients, 1 - config.beta2)
+    gradients = list(torch._foreach_mul(gradients, grad_scale))
+    torch._foreach_lerp_(m, gradients, 1 - beta1)
+    torch._foreach_mul_(v, beta2)
+    torch._foreach_addcmul_(v, gradients, gradients, 1 - beta2)
     if m is not exp_avg:
         torch._foreach_copy_(exp_avg, m)
         torch._foreach_copy_(exp_avg_sq, v)
     denominator = torch._foreach_sqrt(v)
-    torch._foreach_div_(denominator, (1 - config.beta2**update) ** 0.5)
-    torch._foreach_add_(denominator, config.eps)
-    if weight_decay:
-        torch._foreach_mul_(weights, 1 - learning_rate * weight_decay)
-    torch._foreach_addcdiv_(weights, m, denominator, -learning_rate / (1 - config.beta1**update))
+    torch._foreach_div_(denominator, (1 - beta2**step) ** 0.5)
+    torch._foreach_add_(denominator, eps)
+    torch._foreach_mul_(weights, 1 - lr * weight_decay)
+    torch._foreach_addcdiv_(weights, m, denominator, -lr / (1 - beta1**step))
 
 
 class AdamW:
@@ -116,8 +114,8 @@ class AdamW:
         """The step's FP32 gradients by parameter name; those without any are left out."""
         return {name: g for name, p in self.parameters.items() if (g := self._sums.get(name, p.grad)) is not None}
 
-    def gradient_norm(self) -> Tensor:
-        """Global norm before clipping, a scalar on the device."""
+    def gradient_norm(self) -> float:
+        """Global norm before clipping."""
         gradients = self.gradients()
         return global_norm([gradients.get(name) for name in self.parameters])
 
@@ -134,15 +132,19 @@ class AdamW:
         scale = min(1.0, self.config.clip_norm / gradient_norm) if gradient_norm > 0 else 1.0
         gradients = self.gradients()
         for decay, names in self._groups:
-            lists: list[list[Tensor]] = [
-                [self.master[name].view(-1) for name in names],
-                [gradients[name].reshape(-1) if name in gradients else torch.zeros_like(self.master[name]).view(-1) for name in names],
-                [self.exp_avg[name].view(-1) for name in names],
-                [self.exp_avg_sq[name].view(-1) for name in names],
-            ]
-            for piece in _pieces(lists):
-                adamw_update(*piece, config=self.config, learning_rate=learning_rate, weight_decay=self.config.weight_decay if decay else 0.0,
-                             gradient_scale=scale, update=self.updates)  # fmt: skip
+            constants = {
+                "lr": learning_rate, "beta1": self.config.beta1, "beta2": self.config.beta2, "eps": self.config.eps,
+                "weight_decay": self.config.weight_decay if decay else 0.0, "step": self.updates, "grad_scale": scale,
+            }  # fmt: skip
+            rows = [
+                (self.master[name], gradients[name] if name in gradients else torch.zeros_like(self.master[name]), self.exp_avg[name], self.exp_avg_sq[name])
+                for name in names
+            ]  # fmt: skip
+            if rows[0][0].device.type == "cpu":
+                for row in rows:
+                    ops.adamw(*row, **constants)
+            else:
+                adamw_foreach(*(list(tensors) for tensors in zip(*rows, strict=True)), **constants)  # type: ignore[arg-type]
         for name, p in self.parameters.items():
             if p.dtype != torch.float32:
                 p.copy_(self.master[name])
@@ -177,20 +179,3 @@ class AdamW:
         for name, p in self.parameters.items():
             if p.dtype != torch.float32:
                 p.copy_(self.master[name])
-
-
-def _pieces(lists: list[list[Tensor]]) -> list[list[list[Tensor]]]:
-    """Cuts the parallel lists of flat tensors into runs of at most CPU_CHUNK elements; on an accelerator one run of everything."""
-    if lists[0][0].device.type != "cpu":
-        return [lists]
-    cut: list[list[list[Tensor]]] = []
-    room = 0
-    for row in zip(*lists, strict=True):
-        for piece in zip(*(tensor.split(CPU_CHUNK) for tensor in row), strict=True):
-            if piece[0].numel() > room:
-                cut.append([[] for _ in lists])
-                room = CPU_CHUNK
-            for target, part in zip(cut[-1], piece, strict=True):
-                target.append(part)
-            room -= piece[0].numel()
-    return cut
