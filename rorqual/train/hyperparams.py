@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from rorqual.config import ModelConfig
@@ -59,6 +59,7 @@ class TrainConfig:
     """How long, in what batches, by what schedules, and what is saved and measured on the way."""
 
     total_tokens: int
+    """Length of the run. Changed on the command line, it stretches the token boundaries of every schedule that is not given there."""
     sequence_length: int
     micro_batch_sequences: int
     """Sequences per forward and backward; the last micro-batch of a step may be smaller."""
@@ -111,6 +112,18 @@ class TrainConfig:
         one_of("train.dtype", self.dtype, ("auto", "float32", "bfloat16"))
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", self.device):
             raise ConfigError(f"train.device ({self.device!r}) is not known; use 'auto', 'cpu', 'cuda', 'cuda:0' or 'mps'")
+
+    def stretched(self, total_tokens: int, keep: Sequence[str] = ()) -> TrainConfig:
+        """The same run over another number of tokens: token boundaries move in proportion, except in the schedules named in `keep`."""
+        changed: dict[str, Any] = {}
+        for name in ("learning_rate", "batch", "bias_update_speed", "mtp_loss_weight"):
+            schedule = getattr(self, name)
+            bounds = [f.name for f in fields(schedule) if f.name.endswith("_tokens")]
+            if name not in keep:
+                changed[name] = replace(
+                    schedule, **{bound: getattr(schedule, bound) * total_tokens // self.total_tokens for bound in bounds}
+                )
+        return replace(self, total_tokens=total_tokens, **changed)
 
     def num_steps(self) -> int:
         """Optimiser steps of the run: it ends with the first step after which `total_tokens` have been seen."""
@@ -189,8 +202,14 @@ def diff(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
 def from_command_line(recipe: RunConfig, argv: Sequence[str], prog: str | None = None) -> RunConfig:
     """The recipe with dotted overrides such as `--train.total-tokens 1000000 --model.hidden-size 256`; `--help` lists every field.
 
-    Fields that are off in the recipe (rope_scaling null) cannot be opened piecewise here; use `RunConfig.with_`.
+    Another `train.total_tokens` stretches the schedules that the arguments leave alone. Fields that are off in the recipe
+    (rope_scaling null) cannot be opened piecewise here; use `RunConfig.with_`.
     """
     import tyro
 
-    return tyro.cli(RunConfig, default=recipe, args=list(argv), prog=prog, config=(tyro.conf.AvoidSubcommands,))
+    run = tyro.cli(RunConfig, default=recipe, args=list(argv), prog=prog, config=(tyro.conf.AvoidSubcommands,))
+    if run.train.total_tokens == recipe.train.total_tokens:
+        return run
+    given = [f.name for f in fields(TrainConfig) if getattr(run.train, f.name) != getattr(recipe.train, f.name)]
+    as_before = replace(run.train, total_tokens=recipe.train.total_tokens)
+    return replace(run, train=as_before.stretched(run.train.total_tokens, keep=given))

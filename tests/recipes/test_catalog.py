@@ -22,8 +22,8 @@ def test_recipe_is_complete(name: str) -> None:
 
 def test_recipe_takes_overrides_from_the_command_line() -> None:
     run = recipe("laptop")
-    changed = from_command_line(run, ["--train.total-tokens", "5000", "--model.n-routed-experts", "8"])
-    assert set(diff(run, changed)) == {"train.total_tokens", "model.n_routed_experts"}
+    changed = from_command_line(run, ["--train.micro-batch-sequences", "2", "--model.n-routed-experts", "8"])
+    assert set(diff(run, changed)) == {"train.micro_batch_sequences", "model.n_routed_experts"}
 
 
 def test_unknown_name_lists_the_known_ones() -> None:

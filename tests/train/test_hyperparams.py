@@ -92,13 +92,32 @@ def test_with_replaces_dotted_fields() -> None:
     assert changed.data.sources == {"code": 1.0}
 
 
+def test_command_line_refusals_keep_their_message(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv, message in ((["--train.total-tokens", "0"], "train.total_tokens (0)"), (["--train.bogus", "1"], "--train.bogus")):
+        with pytest.raises(SystemExit) as stop:
+            from_command_line(run(), argv)
+        assert stop.value.code == 2
+        assert message in "".join(capsys.readouterr())
+
+
 def test_command_line_overrides() -> None:
-    argv = "--train.total-tokens 99 --data.sources.code 3 --train.recompute norms mla_up --train.ema_decay 0.9 --model.routed-scaling-factor 1.5"
+    argv = "--train.seed 99 --data.sources.code 3 --train.recompute norms mla_up --train.ema_decay 0.9 --model.routed-scaling-factor 1.5"
     changed = from_command_line(run(), argv.split())
     assert set(diff(run(), changed)) == {
-        "train.total_tokens", "data.sources.code", "train.recompute", "train.ema_decay", "model.routed_scaling_factor",
+        "train.seed", "data.sources.code", "train.recompute", "train.ema_decay", "model.routed_scaling_factor",
     }  # fmt: skip
     assert from_command_line(run(), []) == run()
+
+
+def test_another_length_stretches_the_schedules_that_are_not_given() -> None:
+    longer = from_command_line(run(), ["--train.total-tokens", "148000", "--train.mtp-loss-weight.until-tokens", "7"]).train
+    assert longer.total_tokens == 148_000
+    assert longer.learning_rate == LearningRateSchedule.scaled(148_000)
+    assert longer.bias_update_speed == GammaSchedule.scaled(148_000)
+    assert longer.mtp_loss_weight.until_tokens == 7
+    ramp = training(batch=BatchSchedule(start=2, end=8, ramp_tokens=300)).stretched(1480)
+    assert (ramp.batch, ramp.total_tokens) == (BatchSchedule(start=2, end=8, ramp_tokens=30), 1480)
+    assert training().stretched(14_800) == training()
 
 
 @pytest.mark.parametrize(
