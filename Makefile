@@ -43,6 +43,7 @@ clean: ## remove .venv, caches and build products; runs/ stays
 
 .venv/pyvenv.cfg:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer was found; install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@command -v "$(PYTHON)" >/dev/null || { echo "PYTHON=$(PYTHON) was not found; name an interpreter of 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "PYTHON=$(PYTHON) is `"$(PYTHON)" --version 2>&1`; Rorqual needs 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@"$(PYTHON)" -m venv .venv || { rm -rf .venv; exit 1; }
