@@ -95,3 +95,31 @@ def test_rows_of_a_stream_hold_it_once_and_whole(lengths: list[int], window: int
         for at in range(low, high)
     ]
     assert covered == [(document, at) for document, n in enumerate(lengths) for at in range(n)]
+
+
+def test_isolated_rows_cost_what_the_samples_cost_alone() -> None:
+    """F29 through the model: token-weighted loss of A and B run alone, and B's hidden states whatever A says."""
+    import torch
+
+    from rorqual.model.transformer import CausalLM
+    from rorqual.train.loss import compute_loss
+    from tests.tiny import t0
+
+    model = CausalLM(t0())
+    model.init_weights(0)
+
+    def main_loss(samples: list[Sample], targets: int) -> tuple[float, np.ndarray]:
+        packed = pack_isolated(samples, window=12, pad_id=0)
+        fields = [torch.from_numpy(field) for field in (packed.input_ids, packed.targets, packed.segment_ids)]
+        with torch.no_grad():
+            loss = compute_loss(
+                model, fields[0], fields[1], num_targets=targets, mtp_loss_weight=0.3, aux_loss_alpha=1e-4, segment_ids=fields[2]
+            )
+            hidden = model(fields[0], positions=torch.from_numpy(packed.positions), segment_ids=fields[2]).hidden
+        return float(loss.main), hidden.numpy()
+
+    both, hidden = main_loss([Sample(A), Sample(B)], 7)
+    assert both == pytest.approx(main_loss([Sample(A)], 7)[0] + main_loss([Sample(B)], 7)[0], rel=1e-5)
+    changed, other = main_loss([Sample([1, 2, 3, 4, 200]), Sample(B)], 7)
+    assert changed != both
+    assert (hidden[0, 5:9] == other[0, 5:9]).all()
