@@ -262,14 +262,14 @@ class ModelConfig:
         """Reads a `config.json`, or the one inside a folder; at most 1 MB and 32 levels of it, so that a hostile file costs nothing."""
         path = Path(path)
         path = path / "config.json" if path.is_dir() else path
+        if not path.exists():
+            raise ConfigError(f"{path} does not exist; give a folder with a config.json, or the file itself")
+        if not path.is_file():  # opening a named pipe would wait for ever
+            raise ConfigError(f"{path} is not a regular file")
+        if path.stat().st_size > 1_000_000:
+            raise ConfigError(f"{path} is {path.stat().st_size} bytes; a config.json is at most 1 MB")
         try:
-            if path.exists() and not path.is_file():
-                raise ConfigError(f"{path} is not a regular file")
-            if path.stat().st_size > 1_000_000:
-                raise ConfigError(f"{path} is {path.stat().st_size} bytes; a config.json is at most 1 MB")
             raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"{path} does not exist; give a folder with a config.json, or the file itself") from None
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
         except (ValueError, RecursionError) as error:
