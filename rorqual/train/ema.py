@@ -16,8 +16,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from rorqual.errors import CheckpointError
-
 
 def interval(decay: float) -> int:
     """Steps between updates: as many as keep decay^k at 0.9 or more, 1 at least (0.99: 10 steps, 0.999: 105 steps)."""
@@ -60,14 +58,5 @@ class EMA:
                     p.copy_(kept[name])
 
     def state(self) -> dict[str, Tensor]:
-        """The averages by parameter name."""
+        """The averages by parameter name: copy into them to restore."""
         return dict(self.average)
-
-    @torch.no_grad()
-    def load_state(self, state: Mapping[str, Tensor], updates: int) -> None:
-        """Copies saved averages into place; CheckpointError where names or shapes differ."""
-        if state.keys() != self.average.keys() or any(state[n].shape != t.shape for n, t in self.average.items()):
-            raise CheckpointError("the saved moving average does not match the model: other tensor names or shapes")
-        for name, tensor in self.average.items():
-            tensor.copy_(state[name])
-        self.updates = updates

@@ -17,7 +17,6 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from rorqual.errors import CheckpointError
 from rorqual.kernels import ops
 
 
@@ -152,26 +151,9 @@ class AdamW:
     # ------------------------------------------------------------------ state by logical name
 
     def state(self) -> dict[str, Tensor]:
-        """The moments as `exp_avg.NAME` and `exp_avg_sq.NAME`; the master weights are saved as the parameters themselves."""
+        """The moments as `exp_avg.NAME` and `exp_avg_sq.NAME`: copy into them to restore; masters are saved as the parameters themselves."""
         moments = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
         return {f"{kind}.{name}": tensor for kind, tensors in moments.items() for name, tensor in tensors.items()}
-
-    @torch.no_grad()
-    def load_state(self, state: Mapping[str, Tensor], updates: int) -> None:
-        """Copies what `state()` gave into place. CheckpointError names what is missing, extra or of another shape or kind."""
-        ours = self.state()
-        if missing := sorted(ours.keys() ^ state.keys()):
-            raise CheckpointError(
-                f"optimiser state and model do not match: {', '.join(missing[:5])} ({len(missing)} tensors) on one side only"
-            )
-        for name, tensor in ours.items():
-            if state[name].shape != tensor.shape or state[name].dtype != tensor.dtype:
-                raise CheckpointError(
-                    f"optimiser state {name} is {state[name].dtype} {list(state[name].shape)}, the run needs {tensor.dtype} {list(tensor.shape)}"
-                )
-        for name, tensor in ours.items():
-            tensor.copy_(state[name])
-        self.updates = updates
 
     @torch.no_grad()
     def sync_parameters(self) -> None:

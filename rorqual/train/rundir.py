@@ -14,6 +14,8 @@ import os
 import shutil
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +25,27 @@ from rorqual.train.hyperparams import RunConfig, diff
 CONTENTS = ("config.json", "lineage.json", "metrics.jsonl", "checkpoints", "hf", "results.json", "report.html")
 
 
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns a refusal of the disk while `path` is replaced into a RunError, and leaves no partial file."""
+    try:
+        yield
+    except OSError as error:
+        path.with_name(f".{path.name}.partial").unlink(missing_ok=True)
+        raise RunError(
+            f"could not write {path}: {error.strerror or error}; what was there before is intact; free space or choose another disk, then --resume"
+        ) from error
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Writes a text file that appears whole or not at all. RunError when the disk refuses."""
     partial = path.with_name(f".{path.name}.partial")
-    try:
+    with explained(path):
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise RunError(
-            f"could not write {path}: {error.strerror or error}; what was there before is intact; free space or choose another disk, then --resume"
-        ) from error
 
 
 class RunFolder:
@@ -88,7 +97,9 @@ class RunFolder:
         """Makes the folder that of a new run. RunError when it holds one, unless `overwrite` was asked for."""
         if self.holds_run():
             if not overwrite:
-                raise RunError(f"{self.path} already holds a run; continue it with --resume, choose another --out, or replace it with --overwrite")
+                raise RunError(
+                    f"{self.path} already holds a run; continue it with --resume, choose another --out, or replace it with --overwrite"
+                )
             for name in CONTENTS:
                 target = self.path / name
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
@@ -127,22 +138,28 @@ def read_config(path: str | Path) -> RunConfig:
 # ---------------------------------------------------------------------- metrics on disk
 
 
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics.jsonl; a last line cut by a kill is left out, any other broken line is a RunError."""
-    file = Path(path)
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise RunError(f"{file}:{number} is not JSON ({error}); restore the file or delete the line") from None
-    return records
-
-
 def truncate_metrics(path: str | Path, step: int) -> list[dict[str, Any]]:
-    """Drops every line of a step after `step`, which a resumed run writes again, and returns what stays (no step twice, F31)."""
-    kept = [record for record in read_metrics(path) if record.get("step", 0) <= step]
-    write_atomic(Path(path), "".join(json.dumps(record) + "\n" for record in kept))
-    return kept
+    """Drops every line of a step after `step`, which a resumed run writes again (no step twice, F31), and a last line that a kill cut.
+
+    Returns the records of a final validation among what stays. Reads and writes line by line, whatever the length of the run.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    final, partial = [], path.with_name(f".{path.name}.partial")
+    with explained(path), path.open(encoding="utf-8") as old, partial.open("w", encoding="utf-8") as new:
+        for number, line in enumerate(old, start=1):
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                if not line.endswith("\n"):
+                    break
+                raise RunError(f"{path}:{number} is not JSON ({error}); restore the file or delete the line") from None
+            if record.get("step", 0) <= step:
+                new.write(line)
+                final += [record] if record.get("final") else []
+        new.flush()
+        os.fsync(new.fileno())
+    with explained(path):
+        partial.replace(path)
+    return final
