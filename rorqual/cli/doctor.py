@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("numpy", "safetensors", "tokenizers", "pyarrow", "plotly", "transformers")
+_PACKAGES = ("numpy", "safetensors", "tokenizers", "pyarrow", "transformers")
 _ISA = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16",
         "neon", "asimd", "bf16", "i8mm", "sve")  # fmt: skip
 

@@ -14,7 +14,7 @@ import pytest
 from rorqual.cli.main import VERBS
 from tests.guards import tree
 
-HEAVY = ("torch", "numpy", "pyarrow", "tokenizers", "safetensors", "plotly", "transformers", "tensorboard")
+HEAVY = ("torch", "numpy", "pyarrow", "tokenizers", "safetensors", "transformers", "tensorboard")
 VERB_NAMES = [verb for verbs in VERBS.values() for verb in verbs]
 
 
