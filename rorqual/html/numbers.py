@@ -48,7 +48,7 @@ def size(num_bytes: float) -> str:
 
 def flops(value: float) -> str:
     """Floating-point operations with a decimal prefix: 28.1 TFLOP."""
-    for unit, name in ((1e21, "ZFLOP"), (1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")):
+    for unit, name in ((1e24, "YFLOP"), (1e21, "ZFLOP"), (1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")):
         if abs(value) >= unit:
             return f"{_trim(value / unit, 3)} {name}"
     return f"{_trim(value, 3)} FLOP"

@@ -20,7 +20,7 @@ function short(v) {
   if (a === 0) return "0";
   for (const [size, unit] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e4, "k"]])
     if (a >= size * 0.9999) return trim(v / (unit === "k" ? 1e3 : size), 3) + unit;
-  if (a < 1e-3) return v.toExponential(a.toPrecision(2).endsWith("0e") ? 0 : 1).replace("e-", "e−").replace(".0e", "e");
+  if (a < 1e-3) return v.toExponential(2).replace(/\.?0+e/, "e").replace(/-/g, "−");
   return trim(v, 4);
 }
 function trim(v, digits) {
@@ -60,8 +60,8 @@ const colour = s => s.ramp === undefined ? `var(--c${s.color})` : `color-mix(in 
 function lines(figure, area, plot) {
   const hidden = new Set();
   const form = plot.percent ? percent : short;
-  const all = plot.series.flatMap(s => s.x);
-  const x0 = Math.min(...extent(all)), x1 = Math.max(...extent(all));
+  const all = plot.series.flatMap(s => s.x).concat(plot.xMin === null ? [] : [plot.xMin]);
+  const [x0, x1] = extent(all);
   const ramp = plot.series.filter(s => s.ramp !== undefined);
   legend();
   const tip = make("div", { class: "tip", hidden: "" }, figure);
@@ -108,7 +108,7 @@ function lines(figure, area, plot) {
     const visible = plot.series.filter(s => !hidden.has(s.name));
     const [low, high] = range(visible);
     const f = plot.logY ? Math.log : v => v;
-    const yTicks = (plot.logY ? logTicks : ticks)(low, high, Math.max(2, Math.floor(height / 48)));
+    const yTicks = (plot.logY ? logTicks : ticks)(low, high, Math.max(2, Math.floor(height / 42)));
     const left = Math.max(...yTicks.map(v => form(v).length), 2) * 6.7 + 12, right = 14, top = 10, bottom = 26;
     const px = v => left + (x1 === x0 ? 0.5 : (v - x0) / (x1 - x0)) * (width - left - right);
     const py = v => height - bottom - (f(v) - f(low)) / (f(high) - f(low)) * (height - top - bottom);
@@ -118,15 +118,12 @@ function lines(figure, area, plot) {
       make("line", { class: "rule", x1: left, x2: width - right, y1: py(v), y2: py(v) }, svg);
       make("text", { class: "tick", x: left - 8, y: py(v) + 4, "text-anchor": "end" }, svg, form(v));
     }
-    const xTicks = x1 === x0 ? [x0] : ticks(x0, x1, Math.max(2, Math.floor((width - left) / 90)));
+    const xTicks = x1 === x0 ? [x0] : ticks(x0, x1, Math.max(2, Math.floor((width - left) / 80)));
     for (const v of xTicks) {
       const near = width - px(v) < 40;
       make("text", { class: "tick", x: near ? width - 4 : px(v), y: height - 8, "text-anchor": near ? "end" : "middle" }, svg, short(v));
     }
-    for (const r of plot.rules) {
-      make("line", { class: "mark", x1: left, x2: width - right, y1: py(r.y), y2: py(r.y) }, svg);
-      make("text", { class: "marked", x: width - right, y: py(r.y) - 5, "text-anchor": "end" }, svg, `${r.name} ${form(r.y)}`);
-    }
+    for (const r of plot.rules) make("line", { class: "mark", x1: left, x2: width - right, y1: py(r.y), y2: py(r.y) }, svg);
     for (const s of visible) {
       const style = `--s:${colour(s)}`;
       if (s.low) { make("path", { class: "band", style, d: bandPath(s, px, py) }, svg); continue; }
@@ -135,6 +132,12 @@ function lines(figure, area, plot) {
       if (s.kind === "points" && points * 12 < width || points === 1)
         s.x.forEach((x, i) => s.y[i] !== null && make("circle", { class: "dot", style, cx: px(x), cy: py(s.y[i]), r: 3 }, svg));
     }
+    const marks = plot.rules.map(r => ({ ...r, at: py(r.y) })).sort((a, b) => a.at - b.at);
+    marks.forEach((r, i) => {
+      const under = i > 0 && r.at - marks[i - 1].at < 24 && r.at + 20 < height - bottom;
+      const end = roomier(visible, r.y) === "right";
+      make("text", { class: "marked", x: end ? width - right : left + 6, y: under ? r.at + 15 : r.at - 6, "text-anchor": end ? "end" : "start" }, svg, `${r.name} ${form(r.y)}`);
+    });
     const cross = make("line", { class: "cross", y1: top, y2: height - bottom, visibility: "hidden" }, svg);
     const dots = make("g", {}, svg);
     state = { svg, px, py, left, right, width, cross, dots, visible };
@@ -142,6 +145,11 @@ function lines(figure, area, plot) {
     area.dataset.curves = String(visible.length);
   }
 
+  // the side of the plot on which the curves stay further away from height y
+  function roomier(visible, y) {
+    const distance = pick => Math.min(...visible.map(s => { const known = s.y.filter(v => v !== null); return known.length ? Math.abs(pick(known) - y) : Infinity; }));
+    return distance(v => v[Math.floor(v.length * 0.08)]) > distance(v => v[v.length - 1]) ? "left" : "right";
+  }
   function linePath(s, px, py) {
     let d = "", pen = false, last = 0;
     s.x.forEach((x, i) => {

@@ -157,7 +157,9 @@ def document(title: str, sections: Sequence[Section], kicker: str = "", subtitle
     style = (_FOLDER / "page.css").read_text(encoding="utf-8")
     script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+    )
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -179,10 +181,18 @@ def document(title: str, sections: Sequence[Section], kicker: str = "", subtitle
         id="top",
     )
     body = [
-        tag("section", tag("h2", section.title), tag("p", section.lead, class_="lead") if section.lead else None, section.body, id=section.id)
+        tag(
+            "section",
+            tag("h2", section.title),
+            tag("p", section.lead, class_="lead") if section.lead else None,
+            section.body,
+            id=section.id,
+        )
         for section in sections
     ]
-    nojs = tag("noscript", tag("p", "The plots are drawn by a script inside this page; switch JavaScript on to see them.", class_="card gap"))
+    nojs = tag(
+        "noscript", tag("p", "The plots are drawn by a script inside this page; switch JavaScript on to see them.", class_="card gap")
+    )
     end = tag("footer", footer) if footer else None
     return f'<!DOCTYPE html>\n<html lang="en">\n{head}\n<body>\n{bar}\n<main>\n{join([top, nojs, *body, end])}\n</main>\n<script>{script}</script>\n</body>\n</html>\n'
 
@@ -206,4 +216,6 @@ def write(path: Path, text: str) -> None:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise RunError(f"could not write {path}: {error.strerror or error}; an earlier page of that name is unchanged; free space or choose another folder") from error
+        raise RunError(
+            f"could not write {path}: {error.strerror or error}; an earlier page of that name is unchanged; free space or choose another folder"
+        ) from error

@@ -43,6 +43,8 @@ class Lines:
     percent: bool = False
     rules: Sequence[tuple[float, str]] = ()
     height: int = 250
+    x_min: float | None = None
+    """Where the x axis begins at the latest; plots with equal ends share their read-out line."""
     steps: Sequence[tuple[float, float]] = field(default_factory=tuple)
     """(x, step) pairs when x is not the step: the read-out then names the nearest step too."""
     wide: bool = False
@@ -57,7 +59,7 @@ class HeatMap:
     rows: Sequence[str]
     values: Sequence[Sequence[float | None]]
     centre: float = 1.0
-    limit: float = 3.0
+    limit: float = 2.0
     """Value at which the colour is full."""
     row_name: str = "expert"
     x_label: str = "step"
@@ -114,12 +116,18 @@ def _short(value: float) -> float | int | None:
 
 def _lines(plot: Lines) -> dict[str, Any]:
     series = [
-        {"name": s.name, "x": [int(x) if float(x).is_integer() else x for x in s.x], "y": list(s.y), "kind": s.kind, "low": None if s.low is None else list(s.low)}
+        {
+            "name": s.name,
+            "x": [int(x) if float(x).is_integer() else x for x in s.x],
+            "y": list(s.y),
+            "kind": s.kind,
+            "low": None if s.low is None else list(s.low),
+        }
         | ({"ramp": s.color} if isinstance(s.color, float) else {"color": s.color})
         for s in plot.series
     ]
     return {
-        "type": "lines", "xLabel": plot.x_label, "logY": plot.log_y, "zero": plot.zero, "percent": plot.percent, "height": plot.height,
+        "type": "lines", "xLabel": plot.x_label, "logY": plot.log_y, "zero": plot.zero, "percent": plot.percent, "height": plot.height, "xMin": plot.x_min,
         "rules": [{"y": y, "name": name} for y, name in plot.rules], "steps": [[int(x), int(step)] for x, step in plot.steps], "series": series,
     }  # fmt: skip
 

@@ -11,17 +11,21 @@ from rorqual.html.plots import HeatMap, Lines, Series, figure
 from rorqual.train.history import History, Row
 
 _MAX_HEAT_MAPS = 12
-_SMOOTHING = 0.94  # weight of the past in the bold loss curve, per point of 300
+_LAYER_POINTS = 150
+_SMOOTHING = 0.03  # width of the bold loss curve's window, as a share of the run
 
 
 class Curves:
-    """Plots of one history; `layers` are the names of its MoE blocks, in the order of the lists in the metrics."""
+    """Plots of one history; `layers` are the names of its MoE blocks, in the order of the lists in the metrics.
 
-    def __init__(self, history: History, layers: Sequence[str]) -> None:
+    `main_source` is the validation source that stands first and beside the training loss.
+    """
+
+    def __init__(self, history: History, layers: Sequence[str], main_source: str | None = None) -> None:
         self.history = history
         self.key = history.x_key
         self.x_label = "tokens" if self.key == "tokens" else "step"
-        self._layers = layers
+        self._layers, self._main_source = layers, main_source
         rows = history.train
         self.steps = [(row["tokens"], row["step"]) for row in rows if finite(row.get("step")) is not None] if self.key == "tokens" else []
 
@@ -36,7 +40,7 @@ class Curves:
         vio = self._per_layer("max_vio")
         parts: list[object] = []
         if vio:
-            note = "Load of the busiest expert over the mean, minus 1. 0 is perfect balance."
+            note = "Load of the busiest expert over the mean, minus 1; averaged over short stretches. 0 is perfect balance."
             parts.append(self._figure("MaxVio per layer", vio, note=note, zero=True))
         else:
             parts.append(gap("MaxVio per layer", "max_vio is in no train line of metrics.jsonl."))
@@ -55,7 +59,12 @@ class Curves:
             ("Learning rate", "lr", 1), ("Batch size, sequences", "batch_size", 4),
             ("Bias update speed γ", "bias_update_speed", 3), ("MTP loss weight λ", "mtp_loss_weight", 2),
         )  # fmt: skip
-        return grid(*(self._scalar(title, key, colour, kind="line" if key == "lr" else "step", zero=True, height=170) for title, key, colour in wanted))
+        return grid(
+            *(
+                self._scalar(title, key, colour, kind="line" if key == "lr" else "step", zero=True, height=170)
+                for title, key, colour in wanted
+            )
+        )
 
     def speed(self) -> Html:
         """Tokens per second, share of the measured ceiling, memory, balance loss."""
@@ -78,32 +87,36 @@ class Curves:
                 series += [Series(f"{name}, each step", x, y, colour, "faint"), Series(f"{name} (train, smoothed)", x, _smooth(y), colour)]
             elif x:
                 series.append(Series(f"{name} (train)", x, y, colour))
-        for i, (source, rows) in enumerate(self._sources()):
+        for source, rows, _ in self._sources()[:1]:
             x, y = self._points(rows, "loss")
             if x:
-                series.append(Series(f"validation, {source}", x, y, 3 + i % 4, "points"))
+                series.append(Series(f"main, validation on {source}", x, y, 3, "points"))
         if not series:
             return gap("Loss", "main_loss, mtp_loss and validation loss are in no line of metrics.jsonl.")
         return self._figure("Loss", series, note="Nats per token, logarithmic axis.", log_y=True, height=300)
 
     def _bpb(self, gzip_bpb: float | None, xz_bpb: float | None) -> Html:
         series = []
-        for i, (source, rows) in enumerate(self._sources()):
+        for source, rows, colour in self._sources():
             x, y = self._points(rows, "bpb")
             if x:
-                series.append(Series(source, x, y, 1 if i == 0 else 3 + i % 4, "points"))
+                series.append(Series(source, x, y, colour, "points"))
         if not series:
             return gap("Bits per byte", "bpb is in no validation line of metrics.jsonl.")
         rules = [(value, name) for value, name in ((gzip_bpb, "gzip −9"), (xz_bpb, "xz")) if value is not None]
-        note = "Validation text; dashed: what the compressor needs for the same stream." if rules else "Validation text."
-        return self._figure("Bits per byte", series, note=note, rules=rules, height=300)
+        note = (
+            "Validation text, logarithmic axis; dashed: what the compressor needs for the same stream."
+            if rules
+            else "Validation text, logarithmic axis."
+        )
+        return self._figure("Bits per byte", series, note=note, rules=rules, log_y=True, height=300)
 
     def _acceptance(self) -> Html:
         series = []
-        for i, (source, rows) in enumerate(self._sources()):
+        for source, rows, colour in self._sources():
             x, y = self._points(rows, "mtp_acceptance")
             if x:
-                series.append(Series(source, x, y, 2 if i == 0 else 3 + i % 4, "points"))
+                series.append(Series(source, x, y, colour, "points"))
         if not series:
             return gap("MTP acceptance", "mtp_acceptance is in no validation line of metrics.jsonl; a model without MTP modules has none.")
         return self._figure("MTP acceptance", series, note="Share of MTP's guesses that the main model makes too.", zero=True, percent=True)
@@ -111,12 +124,13 @@ class Curves:
     def _grad_norm(self) -> Html:
         return self._scalar("Gradient norm", "grad_norm", 5, log_y=True, note="Global norm before clipping, logarithmic axis.")
 
-    def _sources(self) -> list[tuple[str, list[Row]]]:
-        """Validation rows by source, the source with most rows first."""
+    def _sources(self) -> list[tuple[str, list[Row], int]]:
+        """(source, its validation rows, its colour): the run's own validation source first, then those with most rows."""
         table: dict[str, list[Row]] = {}
         for row in self.history.validation:
             table.setdefault(str(row.get("source", "validation")), []).append(row)
-        return sorted(table.items(), key=lambda item: -len(item[1]))[:6]
+        found = sorted(table.items(), key=lambda item: (item[0] != self._main_source, -len(item[1])))
+        return [(source, rows, colour) for (source, rows), colour in zip(found, (1, 4, 5, 2, 6), strict=False)]
 
     # ------------------------------------------------------------------ experts
 
@@ -125,12 +139,16 @@ class Curves:
         return self._layers[index] if index < len(self._layers) else f"MoE block {index}"
 
     def _per_layer(self, key: str) -> list[Series]:
+        """One curve per MoE block, each point the mean of a stretch of the run, so that many layers stay readable together."""
         rows = [row for row in self.history.train if isinstance(row.get(key), list) and finite(row.get(self.key)) is not None]
         depth = max((len(row[key]) for row in rows), default=0)
-        x = [row[self.key] for row in rows]
+        stretch = -(-len(rows) // _LAYER_POINTS) or 1
+        groups = [rows[at : at + stretch] for at in range(0, len(rows), stretch)]
+        x = [group[len(group) // 2][self.key] for group in groups]
         out = []
         for i in range(depth):
-            y = [finite(row[key][i]) if i < len(row[key]) else None for row in rows]
+            found = [[v for row in group if i < len(row[key]) and (v := finite(row[key][i])) is not None] for group in groups]
+            y = [sum(values) / len(values) if values else None for values in found]
             out.append(Series(self.layer_name(i), x, y, i / max(1, depth - 1)))
         return out
 
@@ -140,7 +158,11 @@ class Curves:
         if not rows:
             return grid(gap(title, "load is in no train line of metrics.jsonl."))
         depth = min(len(row["load"]) for row in rows)
-        chosen = range(depth) if depth <= _MAX_HEAT_MAPS else sorted({round(i * (depth - 1) / (_MAX_HEAT_MAPS - 1)) for i in range(_MAX_HEAT_MAPS)})
+        chosen = (
+            range(depth)
+            if depth <= _MAX_HEAT_MAPS
+            else sorted({round(i * (depth - 1) / (_MAX_HEAT_MAPS - 1)) for i in range(_MAX_HEAT_MAPS)})
+        )
         x = [row[self.key] for row in rows]
         maps = []
         for layer in chosen:
@@ -152,7 +174,7 @@ class Curves:
             maps.append(figure(heat))
         left_out = "" if len(maps) == depth else f" {len(maps)} of {depth} layers, evenly chosen."
         lead = f"A row is an expert, a column a moment; colour is its load over the layer's mean.{left_out}"
-        scale = tag("p", "0", tag("i"), "3 times the mean or more", class_="scale")
+        scale = tag("p", "none", tag("i"), "twice the mean or more", class_="scale")
         head = tag("div", tag("h3", title), tag("p", lead, class_="lead"), scale, class_="heading")
         return join([head, tag("div", *maps, class_="heats")])
 
@@ -164,10 +186,12 @@ class Curves:
         x, y = self._points(self.history.train, key)
         if not x:
             return gap(title, f"{key} is in no train line of metrics.jsonl.")
-        return self._figure(title, [Series(title, x, y, colour, kind)], note=note, zero=zero, log_y=log_y, height=height, percent=as_percent)
+        return self._figure(
+            title, [Series(title, x, y, colour, kind)], note=note, zero=zero, log_y=log_y, height=height, percent=as_percent
+        )
 
     def _figure(self, title: str, series: Sequence[Series], **options: Any) -> Html:
-        return figure(Lines(title, series, x_label=self.x_label, steps=self.steps, **options))
+        return figure(Lines(title, series, x_label=self.x_label, steps=self.steps, x_min=0, **options))
 
     def _points(self, rows: Iterable[Row], key: str) -> tuple[list[float], list[float]]:
         points = [(x, y) for row in rows if (x := finite(row.get(self.key))) is not None and (y := finite(row.get(key))) is not None]
@@ -175,12 +199,15 @@ class Curves:
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """Exponential mean without the start's bias; its reach is the same share of a run whatever the number of points."""
-    keep = _SMOOTHING ** (300 / max(300, len(values)))
-    mean, weight, out = 0.0, 0.0, []
+    """Mean over a window centred on each point, narrower towards the ends, so that the curve does not lag behind a fast fall."""
+    sums = [0.0]
     for value in values:
-        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-        out.append(mean / weight)
+        sums.append(sums[-1] + value)
+    reach = max(1, round(len(values) * _SMOOTHING / 2))
+    out = []
+    for i in range(len(values)):
+        near = min(reach, i, len(values) - 1 - i)
+        out.append((sums[i + near + 1] - sums[i - near]) / (2 * near + 1))
     return out
 
 

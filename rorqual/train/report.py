@@ -14,14 +14,32 @@ from typing import Any
 from rorqual.config import ModelConfig
 from rorqual.errors import RorqualError, RunError
 from rorqual.html.numbers import duration, finite, flops, grouped, percent, short, size
-from rorqual.html.page import Html, Section, bars, card, document, folded, gap, grid, hero, join, missing_tile, pairs, stack, table, tag, tile, write
+from rorqual.html.page import (
+    Html,
+    Section,
+    bars,
+    card,
+    document,
+    folded,
+    gap,
+    grid,
+    hero,
+    join,
+    missing_tile,
+    pairs,
+    stack,
+    table,
+    tag,
+    tile,
+    write,
+)
 from rorqual.planner.flops import train_flops_per_token
 from rorqual.planner.params import count
 from rorqual.train.curves import Curves
 from rorqual.train.history import History, Row, read_history
 
 _MAX_JSON_BYTES = 64_000_000
-_SAMPLES_PER_PROMPT = 5
+_SAMPLES_PER_PROMPT = 4
 _MAX_PROMPTS = 12
 _MAX_TEXT = 4000
 
@@ -37,7 +55,9 @@ def build_report(run: str | Path) -> str:
     """The page as text."""
     folder = Path(run)
     if not any((folder / name).is_file() for name in ("config.json", "metrics.jsonl", "results.json")):
-        raise RunError(f"{folder} holds no run: none of config.json, metrics.jsonl, results.json is there; give the folder that pretrain wrote")
+        raise RunError(
+            f"{folder} holds no run: none of config.json, metrics.jsonl, results.json is there; give the folder that pretrain wrote"
+        )
     return _Report(folder).page()
 
 
@@ -52,7 +72,7 @@ class _Report:
         self.lineage = self._object("lineage.json")
         self.history: History = read_history(folder / "metrics.jsonl")
         self.model = self._model()
-        self.curves = Curves(self.history, self._layer_names())
+        self.curves = Curves(self.history, self._layer_names(), _dig(self.config, "train", "validation_source"))
 
     def page(self) -> str:
         results = self.results
@@ -62,13 +82,15 @@ class _Report:
             Section("experts", "Experts", self._experts(), "Auxiliary-loss-free balancing at work: the bias moves, the load evens out."),
             Section("schedules", "Schedules", self.curves.schedules(), "What the optimiser was told at each moment."),
             Section("speed", "Speed", join([self.curves.speed(), self._machine()]), "How fast it ran, on what, and where the time went."),
-            Section("samples", "Samples", self._samples(), "What the model wrote at several points of its training. Prompts are coloured."),
+            Section("samples", "Samples", self._samples(), "What the model wrote at several points of its training. Each prompt, and how it was continued, from early to late."),
             Section("data", "Data", self._data(), "What it was trained on, and what was left out."),
             Section("configuration", "Configuration", self._configuration(), "Everything that decides the run, as it was resolved."),
         ]  # fmt: skip
         finished = bool(results)
         kicker = "Training report" if finished else "Training report of a run that is not finished"
-        footer = "Every figure on this page is read from config.json, metrics.jsonl, results.json and lineage.json in the folder of the run."
+        footer = (
+            "Every figure on this page is read from config.json, metrics.jsonl, results.json and lineage.json in the folder of the run."
+        )
         return document(str(self.config.get("name") or self.folder.resolve().name), sections, kicker, self._subtitle(), footer)
 
     # ------------------------------------------------------------------ reading
@@ -126,7 +148,12 @@ class _Report:
     # ------------------------------------------------------------------ summary
 
     def _subtitle(self) -> Html:
-        total, active, seconds, tokens = self._value("parameters_total"), self._value("parameters_active"), self._value("seconds"), self._tokens()
+        total, active, seconds, tokens = (
+            self._value("parameters_total"),
+            self._value("parameters_active"),
+            self._value("seconds"),
+            self._tokens(),
+        )
         parts = []
         if total is not None and active is not None:
             parts.append(f"A model of DeepSeek-V3's shape: {short(total)} parameters, {short(active)} of them active per token.")
@@ -214,10 +241,10 @@ class _Report:
         cards = []
         for prompt, rows in list(groups.items())[:_MAX_PROMPTS]:
             last = len(rows) - 1
-            chosen = sorted({round(i * last / max(1, _SAMPLES_PER_PROMPT - 1)) for i in range(_SAMPLES_PER_PROMPT)}, reverse=True)
+            chosen = sorted({round(i * last / max(1, _SAMPLES_PER_PROMPT - 1)) for i in range(_SAMPLES_PER_PROMPT)})
             texts = [_sample(rows[i], prompt) for i in chosen]
-            earlier = folded(f"{len(texts) - 1} earlier", *texts[1:]) if len(texts) > 1 else None
-            cards.append(tag("div", texts[0], earlier, class_="card wide"))
+            head = tag("pre", prompt if len(prompt) <= _MAX_TEXT else f"{prompt[:_MAX_TEXT]} …", class_="prompt", dir="ltr")
+            cards.append(tag("div", head, tag("div", *texts, class_="samples"), class_="card wide"))
         return grid(*cards)
 
     # ------------------------------------------------------------------ data
@@ -267,7 +294,9 @@ class _Report:
         else:
             cards.append(gap("config.json", "The run folder has none."))
         lineage = _flat(self.lineage)
-        cards.append(card("Lineage", pairs(lineage), wide=True) if lineage else gap("Lineage", "lineage.json is not in the run folder, or is empty."))
+        cards.append(
+            card("Lineage", pairs(lineage), wide=True) if lineage else gap("Lineage", "lineage.json is not in the run folder, or is empty.")
+        )
         return grid(*cards)
 
 
@@ -278,8 +307,7 @@ def _sample(row: Row, prompt: str) -> Html:
     text = row["text"]
     text = text[len(prompt) :] if prompt and text.startswith(prompt) else text
     shown = text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]} … {grouped(len(text) - _MAX_TEXT)} more characters"
-    when = tag("div", tag("b", _when(row)), _tokens_seen(row), class_="when")
-    return tag("div", when, tag("pre", tag("span", prompt, class_="prompt"), shown, dir="ltr"), class_="sample")
+    return tag("div", tag("p", tag("b", _when(row)), _tokens_seen(row)), tag("pre", shown, dir="ltr"), class_="sample")
 
 
 def _when(row: Row) -> str:
@@ -293,7 +321,10 @@ def _tokens_seen(row: Row) -> str | None:
 
 
 def _event(row: Row) -> str:
-    return ", ".join(f"{key} {_text(value)}" for key, value in row.items() if key not in ("kind", "step"))[:_MAX_TEXT]
+    """What happened, then the rest of the record by name."""
+    words = [_text(row[key]) for key in ("event", "name", "message") if key in row]
+    words += [f"{key} {_text(value)}" for key, value in row.items() if key not in ("kind", "step", "event", "name", "message")]
+    return ", ".join(words)[:_MAX_TEXT]
 
 
 def _cell(value: Any, form: Any) -> str:

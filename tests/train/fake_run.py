@@ -100,7 +100,7 @@ def _config(steps: int, hostile: bool) -> dict[str, Any]:
         "data": {"sources": {"code": 0.9, "prose": 0.07, "arithmetic": 0.03}, "fim_rate": 0.1, "seed": 0},
         "build": {"inputs": [HOSTILE] if hostile else [], "vocab_size": 4096, "validation_rate": 0.02},
         "train": {
-            "total_tokens": steps * 4096, "sequence_length": 256, "micro_batch_sequences": 8, "device": "cpu", "seed": 0,
+            "total_tokens": steps * 4096, "validation_source": "code", "sequence_length": 256, "micro_batch_sequences": 8, "device": "cpu", "seed": 0,
             "learning_rate": {"peak": 3e-3, "warmup_steps": 50}, "optimizer": {"beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1},
         },
     }  # fmt: skip

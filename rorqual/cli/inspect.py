@@ -1,0 +1,234 @@
+"""Show what a model is: parameters under each convention, tensors, bytes, cache per token, what a folder lacks or has too much.
+
+rorqual inspect DIR                  # a model folder: its files against its config.json; exit code 1 when they do not fit
+rorqual inspect runs/laptop          # the model that a run exported
+rorqual inspect config.json          # a configuration alone
+rorqual inspect --preset v3_671b --json
+
+Reads configurations and safetensors headers only: no tensor data, no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rorqual.checkpoint.names import HEAD, settle
+from rorqual.checkpoint.shards import INDEX_NAME, ShardFolder, open_folder
+from rorqual.config import ModelConfig, preset
+from rorqual.errors import ConfigError
+from rorqual.html.numbers import grouped, short, size
+from rorqual.html.page import clean
+from rorqual.planner.flops import train_flops_per_token
+from rorqual.planner.inventory import FP8_QUANTIZATION, Tensor, fp8_block_size, inventory
+from rorqual.planner.params import cache_values_per_token, count
+
+_RELEASED_IN_FP8 = ("v3_671b",)
+_LAYOUTS = {"bf16": "BF16", "fp32": "F32", "fp8": "BF16"}
+_SHOWN = 8
+_MTP_COPIES = ("embed_tokens.weight", "shared_head.head.weight")  # a reader takes the main model's where they are left out
+_FLOPS_LENGTH = 4096
+
+
+def main(argv: list[str]) -> int:
+    """Runs the verb; 0 when all that was asked for is there, 1 when a folder's tensors do not fit its configuration."""
+    parser = argparse.ArgumentParser(prog="rorqual inspect", description="Show what a model folder, a configuration or a preset is.")
+    parser.add_argument("source", nargs="?", help="model folder, run folder, or config.json")
+    parser.add_argument("--preset", metavar="NAME", help="a configuration that the package knows, instead of a folder or file")
+    parser.add_argument(
+        "--layout", choices=sorted(_LAYOUTS), help="tensors and bytes as this layout would have them (default: the source's own)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    args = parser.parse_args(argv)
+    if (args.source is None) == (args.preset is None):
+        parser.error("give a folder, a config.json, or --preset NAME (one of them)")
+    report = describe_preset(args.preset, args.layout) if args.preset else describe_path(Path(args.source), args.layout)
+    print(json.dumps(report, indent=2) if args.json else _text(report))
+    return 1 if report.get("folder") and (report["folder"]["missing"] or report["folder"]["different"]) else 0
+
+
+# ---------------------------------------------------------------------- what is shown
+
+
+def describe_preset(name: str, layout: str | None = None) -> dict[str, Any]:
+    """The figures of a preset; the layout of its released files where those are in FP8."""
+    layout = layout or ("fp8" if name in _RELEASED_IN_FP8 else None)
+    return {"source": f"preset {name}", **describe(preset(name), layout)}
+
+
+def describe_path(path: Path, layout: str | None = None) -> dict[str, Any]:
+    """The figures of a folder or a config.json; for a folder with weights, also how they fit."""
+    path = _model_path(path)
+    config = ModelConfig.from_file(path)
+    if not path.is_dir() or not (any(path.glob("*.safetensors")) or (path / INDEX_NAME).exists()):
+        return {"source": str(path), **describe(config, layout)}
+    folder = open_folder(path)
+    config = settle(config, {name: entry.shape for name, entry in folder.tensors.items()})
+    held = Counter(entry.dtype for entry in folder.tensors.values())
+    if layout is None and config.quantization_config is None and held and held.most_common(1)[0][0] == "F32":
+        layout = "fp32"
+    report = {"source": str(path), **describe(config, layout)}
+    return {**report, "folder": compare(config, folder)}
+
+
+def _model_path(path: Path) -> Path:
+    """The folder or file to read: a run folder stands for the model that it exported."""
+    exported = path / "hf"
+    if (path / "metrics.jsonl").exists() and (path / "config.json").exists():
+        if not (exported / "config.json").exists():
+            raise ConfigError(f"{path} is a run that has exported no model yet; finish it, or write one with: rorqual export {path} OUT")
+        return exported
+    return path
+
+
+def describe(config: ModelConfig, layout: str | None = None) -> dict[str, Any]:
+    """Everything that follows from a configuration alone."""
+    if layout is not None:
+        config = config.with_(quantization_config=(config.quantization_config or FP8_QUANTIZATION) if layout == "fp8" else None)
+    dtype = _LAYOUTS[layout or "bf16"]
+    parameters, tensors, block = count(config), inventory(config, dtype), fp8_block_size(config)
+    cache = cache_values_per_token(config)
+    return {
+        "model_type": config.model_type,
+        "layout": f"{_WORDS[dtype]}" if block is None else f"FP8 E4M3 in blocks of {block[0]} x {block[1]} with FP32 scales",
+        "tensors": len(tensors),
+        "elements": sum(tensor.elements for tensor in tensors),
+        "bytes": sum(tensor.bytes for tensor in tensors),
+        "parameters_total": parameters.total,
+        "parameters_active": parameters.active,
+        "parameters_active_without_embedding": parameters.active_without_embedding,
+        "parameters_active_without_embedding_and_head": parameters.active_without_embedding_and_head,
+        "parameters_mtp": parameters.mtp,
+        "conventions": dict(_CONVENTIONS),
+        "cache_values_per_token": cache,
+        "cache_bytes_per_token": {"bf16": 2 * cache, "fp32": 4 * cache},
+        "train_flops_per_token": {"sequence_length": _FLOPS_LENGTH, "main": train_flops_per_token(config, _FLOPS_LENGTH),
+                                  "with_mtp": train_flops_per_token(config, _FLOPS_LENGTH, mtp=True)},
+        "shape": _shape(config),
+    }  # fmt: skip
+
+
+_WORDS = {"BF16": "BF16, router biases in FP32", "F32": "FP32"}
+_CONVENTIONS = {
+    "parameters_total": "trunk, embedding, head, router biases; without MTP modules",
+    "parameters_active": "what one token uses of the total, embedding and head included",
+    "parameters_active_without_embedding": "without the input embedding, which is a look-up (the usual 'activated')",
+    "parameters_active_without_embedding_and_head": "blocks and final norm alone",
+    "parameters_mtp": "the MTP modules' own, without their copies of embedding and head",
+    "elements": "everything in the files: MTP modules, their copies of embedding and head, FP8 scales",
+    "bytes": "tensor data, without the files' headers",
+    "cache_values_per_token": "(kv_lora_rank + qk_rope_head_dim) in each block of the trunk",
+}
+
+
+def _shape(config: ModelConfig) -> dict[str, Any]:
+    experts = config.n_routed_experts
+    return {
+        "layers": config.num_hidden_layers, "dense_layers": sum(not config.is_moe(layer) for layer in range(config.num_hidden_layers)),
+        "mtp_modules": config.num_nextn_predict_layers, "hidden_size": config.hidden_size, "heads": config.num_attention_heads,
+        "q_lora_rank": config.q_lora_rank, "kv_lora_rank": config.kv_lora_rank, "vocab_size": config.vocab_size,
+        "routed_experts": experts, "experts_per_token": config.num_experts_per_tok if experts else 0,
+        "shared_experts": config.n_shared_experts if experts else 0, "context": config.max_position_embeddings,
+    }  # fmt: skip
+
+
+def compare(config: ModelConfig, folder: ShardFolder) -> dict[str, Any]:
+    """A verified folder against the layout that its configuration asks for: names, shapes, and whether FP8 is where it should be."""
+    expected = {tensor.name: tensor for tensor in inventory(config)}
+    repeated = {HEAD} if config.tie_word_embeddings else set()
+    found = folder.tensors
+    modules = range(config.num_hidden_layers, config.num_blocks)
+    absent = [f"model.layers.{layer}." for layer in modules if not any(name.startswith(f"model.layers.{layer}.") for name in found)]
+    optional = (*absent, *(f"model.layers.{layer}.{copy}" for layer in modules for copy in _MTP_COPIES))
+    different = [
+        line for name, entry in found.items() if name in expected and (line := _difference(expected[name], entry.dtype, entry.shape))
+    ]
+    return {
+        "files": len(folder.files),
+        "tensors": len(found),
+        "bytes": sum(entry.end - entry.begin for entry in found.values()),
+        "dtypes": dict(Counter(entry.dtype for entry in found.values()).most_common()),
+        "missing": [name for name in expected if name not in found and not name.startswith(optional)],
+        "absent_mtp_modules": len(absent),
+        "extra": [name for name in found if name not in expected and name not in repeated],
+        "different": different,
+        "notices": folder.notices,
+    }
+
+
+def _difference(expected: Tensor, dtype: str, shape: tuple[int, ...]) -> str | None:
+    if expected.shape != shape:
+        return f"{expected.name}: shape {list(shape)}, the configuration makes it {list(expected.shape)}"
+    if (expected.dtype == "F8_E4M3") != (dtype == "F8_E4M3"):
+        return f"{expected.name}: dtype {dtype}, the configuration makes it {expected.dtype}"
+    return None
+
+
+# ---------------------------------------------------------------------- text
+
+
+def _text(report: Mapping[str, Any]) -> str:
+    shape, cache = report["shape"], report["cache_bytes_per_token"]
+    experts = f"{shape['experts_per_token']} of {shape['routed_experts']} routed experts and {shape['shared_experts']} shared per token" if shape["routed_experts"] else "no routed experts"  # fmt: skip
+    modules = f" + {shape['mtp_modules']} MTP" if shape["mtp_modules"] else ""
+    gflop = report["train_flops_per_token"]
+    query = "none" if shape["q_lora_rank"] is None else shape["q_lora_rank"]
+    rows: list[tuple[str, str, str]] = [
+        (
+            "model",
+            f"{report['model_type']}, {shape['layers']} layers{modules} ({shape['dense_layers']} dense), width {shape['hidden_size']}",
+            "",
+        ),
+        ("", f"{shape['heads']} heads, query rank {query}, latent {shape['kv_lora_rank']}; {experts}", ""),
+        ("", f"vocabulary {grouped(shape['vocab_size'])}, context {grouped(shape['context'])}", ""),
+        ("", "", ""),
+    ]
+    for label, key in (("total", "parameters_total"), ("active", "parameters_active"), ("", "parameters_active_without_embedding"),
+                       ("", "parameters_active_without_embedding_and_head"), ("MTP", "parameters_mtp")):  # fmt: skip
+        rows.append((label, f"{grouped(report[key]):>20}  {short(report[key]):>6}", _CONVENTIONS[key]))
+    rows += [
+        ("", "", ""),
+        ("layout", report["layout"], ""),
+        ("tensors", f"{grouped(report['tensors']):>20}", ""),
+        ("elements", f"{grouped(report['elements']):>20}  {short(report['elements']):>6}", _CONVENTIONS["elements"]),
+        ("bytes", f"{grouped(report['bytes']):>20}  {size(report['bytes'])}", _CONVENTIONS["bytes"]),
+        ("", "", ""),
+        (
+            "cache",
+            f"{grouped(cache['bf16'])} bytes per token in BF16, {grouped(cache['fp32'])} in FP32",
+            _CONVENTIONS["cache_values_per_token"],
+        ),
+        ("training", f"{_gflop(gflop['main'])} per token at {gflop['sequence_length']} tokens, {_gflop(gflop['with_mtp'])} with MTP", ""),
+    ]
+    lines = [clean(str(report["source"])), ""]
+    lines += [f"{label:<10}{value}{f'   {note}' if note else ''}".rstrip() for label, value, note in rows]
+    return "\n".join(lines + _folder_lines(report.get("folder")))
+
+
+def _folder_lines(folder: Mapping[str, Any] | None) -> list[str]:
+    if folder is None:
+        return []
+    dtypes = ", ".join(f"{number} {dtype}" for dtype, number in folder["dtypes"].items())
+    lines = ["", f"files     {folder['files']} with {grouped(folder['tensors'])} tensors, {grouped(folder['bytes'])} bytes ({dtypes})"]
+    if folder["absent_mtp_modules"]:
+        lines.append(f"MTP       {folder['absent_mtp_modules']} modules of the configuration have no tensors here; the model loads without")
+    for key in ("missing", "extra", "different"):
+        names = [clean(name) for name in folder[key]]
+        lines.append(f"{key:<10}{'none' if not names else grouped(len(names))}")
+        lines += [f"          {name}" for name in names[:_SHOWN]]
+        if len(names) > _SHOWN:
+            lines.append(f"          and {grouped(len(names) - _SHOWN)} more (--json lists them)")
+    return lines + [f"notice    {clean(text)}" for text in folder["notices"]]
+
+
+def _gflop(value: float) -> str:
+    return f"{value / 1e9:.2f} GFLOP" if value >= 1e9 else f"{value / 1e6:.2f} MFLOP"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,80 @@
+"""The report in a real browser: the plots are drawn, hostile text stays text, nothing is asked of the network."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from rorqual.train.report import write_report
+from tests.train.fake_run import make
+
+pytestmark = pytest.mark.browser
+_FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+          "--disable-sync", "--hide-scrollbars", "--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no Chromium found")
+    return path
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(make(tmp_path_factory.mktemp("browser") / "laptop", steps=100))
+
+
+def browse(chromium: str, page: Path, folder: Path, *options: str) -> str:
+    command = [chromium, *_FLAGS, f"--user-data-dir={folder / 'profile'}", *options, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
+
+
+def requests(log: Path) -> set[str]:
+    """Addresses that the page asked for; the browser's own calls home have no origin as initiator."""
+    events = [event.get("params") or {} for event in json.loads(log.read_text())["events"]]
+    asked = {params["url"] for params in events if "url" in params and params.get("initiator", "not an origin") != "not an origin"}
+    return {url for url in asked if not url.startswith(("file:", "data:"))}
+
+
+def test_plots_are_drawn_and_nothing_is_requested(chromium: str, report: Path, tmp_path: Path) -> None:
+    log = tmp_path / "net.json"
+    page = browse(chromium, report, tmp_path, "--dump-dom", "--window-size=1280,900", f"--log-net-log={log}")
+    figures = page.count('<figure class="card plot')
+    assert figures == 20
+    assert f'data-plots="{figures}"' in page
+    assert page.count('data-drawn="lines"') == 14
+    assert re.findall(r'data-drawn="heat" data-cells="(\d+)"', page) == ["1600"] * 6
+    assert page.count("<svg") == 14 + 1
+    assert min(int(n) for n in re.findall(r'data-curves="(\d+)"', page)) >= 1
+    assert re.search(r'<path class="curve line"[^>]* d="M[\d.]+ [\d.]+L', page)
+    assert "gzip −9 1.803" in page
+
+    assert "<title>laptop · Rorqual</title>" in page
+    assert "<img" not in page
+
+    assert requests(log) == set()
+
+
+def test_a_page_that_does_ask_is_noticed(chromium: str, tmp_path: Path) -> None:
+    page, log = tmp_path / "page.html", tmp_path / "net.json"
+    page.write_text('<img src="http://example.invalid/a.png">')
+    browse(chromium, page, tmp_path, "--dump-dom", f"--log-net-log={log}")
+    assert requests(log) == {"http://example.invalid/a.png"}
+
+
+@pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (1280, "dark"), (500, "light")])
+def test_pictures(chromium: str, report: Path, tmp_path: Path, width: int, theme: str) -> None:
+    page, picture = tmp_path / "page.html", tmp_path / "page.png"
+    page.write_text(report.read_text(encoding="utf-8").replace('<html lang="en">', f'<html lang="en" data-theme="{theme}">'), encoding="utf-8")
+    browse(chromium, page, tmp_path, f"--screenshot={picture}", f"--window-size={width},1600")
+    head = picture.read_bytes()
+    assert struct.unpack(">II", head[16:24]) == (width, 1600)
+    assert len(head) > 60_000
