@@ -1,0 +1,449 @@
+"""Official folders: legal variants load to the same bits, anything else is refused by name (field cases F01, F04-F07, F17)."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rorqual.checkpoint import hf
+from rorqual.checkpoint.logical import logical_tensors
+from rorqual.checkpoint.names import copies, expected
+from rorqual.config import ModelConfig
+from rorqual.errors import CheckpointError, ConfigError
+from rorqual.model.router import route
+from rorqual.model.transformer import CausalLM
+from tests.tiny import t0
+
+IDS = torch.arange(40).remainder(37).view(2, 20)
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def build(config: ModelConfig, seed: int = 0) -> CausalLM:
+    model = CausalLM(config)
+    model.init_weights(seed)
+    generator = torch.Generator().manual_seed(seed)
+    for _, bias in model.router_biases():
+        bias.normal_(0, 0.01, generator=generator)
+    return model
+
+
+def logits(model: CausalLM) -> Tensor:
+    with torch.no_grad():
+        return model.logits(model(IDS).hidden)
+
+
+def same(a: CausalLM, b: CausalLM) -> bool:
+    x, y = logical_tensors(a), logical_tensors(b)
+    return x.keys() == y.keys() and all(torch.equal(x[name], y[name]) and x[name].dtype == y[name].dtype for name in x)
+
+
+def table(folder: Path) -> dict[str, Tensor]:
+    return {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in safetensors.torch.load_file(file).items()}
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], Any] = lambda _: None, config: dict[str, Any] | None = None) -> None:
+    """Changes the tensors (one file, no index afterwards) and fields of config.json."""
+    tensors = table(folder)
+    change(tensors)
+    for file in [*folder.glob("*.safetensors"), *folder.glob("*.index.json")]:
+        file.unlink()
+    safetensors.torch.save_file({name: value.clone() for name, value in tensors.items()}, folder / "model.safetensors")
+    if config is not None:
+        raw = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({key: value for key, value in {**raw, **config}.items() if value is not ...}))
+
+
+@pytest.fixture(scope="module")
+def model() -> CausalLM:
+    return build(t0())
+
+
+@pytest.fixture
+def folder(model: CausalLM, tmp_path: Path) -> Path:
+    return hf.export(model, None, tmp_path / "hf")
+
+
+# ---------------------------------------------------------------------- both ways, to the bit
+
+F04 = [
+    {}, {"q_lora_rank": None}, {"num_nextn_predict_layers": 0}, {"num_nextn_predict_layers": 2}, {"n_shared_experts": 2}, {"n_shared_experts": 0},
+    {"first_k_dense_replace": 0, "moe_layer_freq": 2}, {"first_k_dense_replace": 3}, {"n_routed_experts": 0}, {"tie_word_embeddings": True},
+    {"v_head_dim": 20, "num_attention_heads": 3, "kv_lora_rank": 24, "vocab_size": 259}, {"rope_scaling": None},
+    {"topk_method": "group_limited_greedy", "scoring_func": "softmax", "model_type": "deepseek_v2", "norm_topk_prob": False},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", F04, ids=str)
+@pytest.mark.parametrize("shard_size", [5_000_000_000, 100_000])
+def test_export_and_load_give_the_same_bits(tmp_path: Path, changes: dict[str, Any], shard_size: int) -> None:
+    config = t0(**changes)
+    model = build(config)
+    out = hf.export(model, None, tmp_path / "hf", shard_size=shard_size)
+    files = sorted(path.name for path in out.glob("*.safetensors"))
+    if shard_size > 10**6:
+        assert files == ["model.safetensors"]
+    else:
+        index = json.loads((out / "model.safetensors.index.json").read_text())
+        assert files == sorted(set(index["weight_map"].values())) and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+        assert index["metadata"] == {"total_size": sum(value.nbytes for value in table(out).values())}
+    shapes = dict(expected(config))
+    assert {name: tuple(value.shape) for name, value in table(out).items()} == shapes | {c: shapes[o] for c, o in copies(config).items()}
+    back, report = hf.load(out)
+    assert report.config == config and same(model, back)
+    assert set(report.loaded) == set(table(out)) and (report.skipped, report.missing, report.notices) == ([], [], [])
+    again = hf.export(back, None, tmp_path / "again", shard_size=shard_size)
+    assert all((again / path.name).read_bytes() == path.read_bytes() for path in out.iterdir())
+
+
+def test_bf16_folders_keep_their_bits_and_the_bias_its_precision(model: CausalLM, tmp_path: Path) -> None:
+    out = hf.export(model, None, tmp_path / "a", dtype="bf16")
+    dtypes = {name: value.dtype for name, value in table(out).items()}
+    assert {name for name, dtype in dtypes.items() if dtype != torch.bfloat16} == {
+        name for name in dtypes if name.endswith("e_score_correction_bias")
+    }
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    for dtype in (torch.float32, torch.bfloat16):
+        back, report = hf.load(out, dtype=dtype)
+        assert report.notices == [] and back.lm_head.weight.dtype == dtype and back.model.layers[1].mlp.gate.weight.dtype == torch.float32
+        assert all(torch.equal(a, b) for (_, a), (_, b) in zip(model.router_biases(), back.router_biases(), strict=True))
+        again = hf.export(back, None, tmp_path / f"b{dtype}", dtype="bf16")
+        assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_mtp_modules_carry_copies_and_headers_carry_metadata(model: CausalLM, tmp_path: Path) -> None:
+    out = hf.export(model, None, tmp_path / "hf", metadata={"run": "x"}, shard_size=10**5)
+    tensors = table(out)
+    assert torch.equal(tensors["model.layers.3.embed_tokens.weight"], tensors[EMBEDDING])
+    assert torch.equal(tensors["model.layers.3.shared_head.head.weight"], tensors[HEAD])
+    with safetensors.safe_open(next(out.glob("*.safetensors")), "pt") as file:
+        assert file.metadata() == {"format": "pt", "run": "x"}
+    assert json.loads((out / "model.safetensors.index.json").read_text())["metadata"]["run"] == "x"
+
+
+def test_tokenizer_files_come_along_and_code_does_not(model: CausalLM, tmp_path: Path) -> None:
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "modeling_evil.py", "notes.txt"):
+        (tokenizer / name).write_text(name)
+    out = hf.export(model, tokenizer, tmp_path / "hf")
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    with pytest.raises(CheckpointError, match="holds no tokenizer"):
+        hf.export(model, tmp_path, tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
+def test_an_existing_folder_is_refused_and_a_failed_export_leaves_nothing(
+    model: CausalLM, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match="exists and is not empty"):
+        hf.export(model, None, folder)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rorqual.checkpoint.tensors.write_file", full)
+        with pytest.raises(CheckpointError, match="No space left on device"):
+            hf.export(build(t0(), 1), None, folder, replace=True)
+    assert (folder / "model.safetensors").read_bytes() == before and [path.name for path in folder.parent.iterdir()] == ["hf"]
+    hf.export(build(t0(), 1), None, folder, replace=True)
+    assert (folder / "model.safetensors").read_bytes() != before
+
+
+def test_bad_requests_are_refused(model: CausalLM, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="dtype .'fp8'. must be one of 'fp32', 'bf16'"):
+        hf.export(model, None, tmp_path / "x", dtype="fp8")
+    with pytest.raises(CheckpointError, match="shard_size"):
+        hf.export(model, None, tmp_path / "x", shard_size=0)
+    tensors = logical_tensors(model)
+    with pytest.raises(CheckpointError, match="'lm_head.weight' has shape"):
+        hf.export_tensors(t0(), {**tensors, HEAD: torch.zeros(3, 3)}, None, tmp_path / "x")
+    tensors.pop("model.norm.weight")
+    with pytest.raises(CheckpointError, match="'model.norm.weight' is missing"):
+        hf.export_tensors(t0(), tensors, None, tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------- F01
+
+
+@pytest.mark.parametrize(("rank", "written"), [(None, None), (None, 0), (None, ...), (48, ...)])
+def test_the_query_rank_follows_null_zero_or_the_tensors(tmp_path: Path, rank: int | None, written: object) -> None:
+    model = build(t0(q_lora_rank=rank))
+    out = hf.export(model, None, tmp_path / "hf")
+    rewrite(out, config={"q_lora_rank": written})
+    back, report = hf.load(out)
+    assert report.config.q_lora_rank == rank and same(model, back)
+    attention = sum(value.numel() for name, value in back.named_parameters() if name.startswith("model.layers.0.self_attn"))
+    assert attention == (16_928 if rank is None else 18_512)
+    assert json.loads((hf.export(back, None, tmp_path / "again") / "config.json").read_text())["q_lora_rank"] == rank
+
+
+# ---------------------------------------------------------------------- F02, end to end
+
+
+def test_spellings_of_rope_scaling_give_the_same_logits(folder: Path) -> None:
+    yarn = {"factor": 4, "original_max_position_embeddings": 64, "beta_fast": 32, "beta_slow": 1, "mscale": 1, "mscale_all_dim": 1}
+    want = logits(hf.load(folder)[0])
+    for change in (
+        {"rope_scaling": {"type": "yarn", **yarn}},
+        {"rope_scaling": {"rope_type": "yarn", **{key: float(value) for key, value in yarn.items()}}},
+        {"rope_scaling": {"type": "yarn", "rope_type": "yarn", **yarn}},
+        {"rope_scaling": ..., "rope_theta": ..., "rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, **yarn}},
+    ):
+        rewrite(folder, config=change)
+        assert torch.equal(logits(hf.load(folder)[0]), want)
+    rewrite(folder, config={"rope_parameters": ..., "rope_scaling": None, "rope_theta": 10000.0})
+    assert not torch.equal(logits(hf.load(folder)[0]), want)
+
+
+# ---------------------------------------------------------------------- F05
+
+
+def spread(folder: Path, metadata: dict[str, Any]) -> None:
+    tensors = table(folder)
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    weight_map = {name: f"model-0000{1 + number % 3}-of-00003.safetensors" for number, name in enumerate(sorted(tensors))}
+    for file in set(weight_map.values()):
+        safetensors.torch.save_file({name: tensors[name].clone() for name in tensors if weight_map[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({**metadata, "weight_map": weight_map}))
+
+
+@pytest.mark.parametrize(
+    "metadata", [None, {}, {"metadata": {}}, {"metadata": {"total_size": 5}}], ids=["single file", "no metadata", "empty", "wrong size"]
+)
+def test_legal_layouts_of_the_same_weights(model: CausalLM, folder: Path, metadata: dict[str, Any] | None) -> None:
+    if metadata is not None:
+        spread(folder, metadata)
+    back, report = hf.load(folder)
+    assert same(model, back) and torch.equal(logits(back), logits(model))
+    assert len(report.notices) == (metadata == {"metadata": {"total_size": 5}})
+
+
+@pytest.mark.parametrize("kind", ["no head", "same head", "another head"])
+def test_tied_heads_are_one_storage(tmp_path: Path, kind: str) -> None:
+    model = build(t0(tie_word_embeddings=True))
+    out = hf.export(model, None, tmp_path / "hf")
+    assert HEAD not in table(out)
+    if kind != "no head":
+        rewrite(out, lambda tensors: tensors.update({HEAD: tensors[EMBEDDING] + (kind == "another head")}))
+    back, report = hf.load(out)
+    assert same(model, back) and back.head_weight.data_ptr() == back.model.embed_tokens.weight.data_ptr()
+    hidden = back(IDS).hidden
+    assert torch.equal(back.logits(hidden), hidden @ back.model.embed_tokens.weight.T)
+    differs = f"{HEAD} differs from {EMBEDDING}, which is used in its place: this model shares the two"
+    assert report.notices == ([differs] if kind == "another head" else [])
+    back.logits(hidden).square().mean().backward()
+    with torch.no_grad():
+        for parameter in back.parameters():
+            parameter -= 0.1 * (parameter.grad if parameter.grad is not None else 0)
+    assert back.head_weight.data_ptr() == back.model.embed_tokens.weight.data_ptr()
+    again, _ = hf.load(hf.export(back, None, tmp_path / "again"))
+    assert same(back, again) and again.head_weight.data_ptr() == again.model.embed_tokens.weight.data_ptr()
+
+
+def test_an_untied_head_that_is_missing_is_an_error(folder: Path) -> None:
+    rewrite(folder, lambda tensors: tensors.pop(HEAD))
+    with pytest.raises(CheckpointError, match="a head is never made up"):
+        hf.load(folder)
+
+
+# ---------------------------------------------------------------------- F06
+
+
+def test_a_folder_with_pickles_and_code_runs_nothing(folder: Path) -> None:
+    marker = folder.parent / "ran"
+    (folder / "modeling_evil.py").write_text(f"open({str(marker)!r}, 'w').close()")
+    (folder / "optimizer.pt").write_bytes(f"cposix\nsystem\n(S'touch {marker}'\ntR.".encode())
+    rewrite(folder, config={"auto_map": {"AutoConfig": "modeling_evil.Evil", "AutoModelForCausalLM": "modeling_evil.Evil"}})
+    hf.load(folder)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="pickled weights can run code and are never opened"):
+        hf.load(folder)
+    assert not marker.exists()
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_folder_cut_anywhere_is_refused_by_name(folder: Path, data: st.DataObject) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+    try:
+        with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+            hf.load(folder)
+    finally:
+        (folder / "model.safetensors").write_bytes(whole)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(sorted(dict(expected(t0())))), st.sampled_from(["renamed", "removed", "reshaped", "another dtype"]))
+def test_any_one_tensor_at_fault_is_named(folder: Path, name: str, fault: str) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        value = tensors.pop(name)
+        if fault == "renamed":
+            tensors["x" + name] = value
+        elif fault == "reshaped":
+            tensors[name] = value.unsqueeze(-1)
+        elif fault == "another dtype":
+            tensors[name] = value.to(torch.float8_e4m3fn)
+
+    whole = (folder / "model.safetensors").read_bytes()
+    rewrite(folder, change)
+    try:
+        with pytest.raises(CheckpointError) as caught:
+            hf.load(folder)
+        assert repr(name) in str(caught.value)
+    finally:
+        (folder / "model.safetensors").write_bytes(whole)
+
+
+def test_quantised_weights_are_refused_by_dtype_and_a_stale_field_is_a_notice(folder: Path) -> None:
+    quantised = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
+    rewrite(folder, config={"quantization_config": quantised})
+    back, report = hf.load(folder)
+    assert report.config == back.config == t0() and "quantization_config" in report.notices[0]
+    name = "model.layers.0.self_attn.o_proj.weight"
+    rewrite(folder, lambda tensors: tensors.update({name: tensors[name].to(torch.float8_e4m3fn), f"{name}_scale_inv": torch.ones(1, 1)}))
+    with pytest.raises(CheckpointError, match=r"o_proj.weight' is FP8 \(F8_E4M3\); quantised weights are not read here"):
+        hf.load(folder)
+    rewrite(folder, lambda tensors: tensors.update({name: torch.zeros(64, 64, dtype=torch.int32)}))
+    with pytest.raises(CheckpointError, match="has dtype I32; weights must be one of F32, BF16, F16"):
+        hf.load(folder)
+
+
+def test_a_folder_without_config_is_refused(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    with pytest.raises(ConfigError, match="config.json does not exist"):
+        hf.load(folder)
+
+
+# ---------------------------------------------------------------------- F07
+
+
+@pytest.mark.parametrize("bias", [[34.50, 34.54, 34.58, 34.62], [2.020, 2.021, 2.022, 2.023]])
+def test_close_biases_choose_the_same_experts_after_every_step(tmp_path: Path, bias: list[float]) -> None:
+    config = t0(n_routed_experts=4, n_group=1, topk_group=1)
+    model = build(config)
+    for _, buffer in model.router_biases():
+        buffer.copy_(torch.tensor(bias))
+    cast = build(config)
+    cast.load_state_dict(model.state_dict())
+    cast.to(torch.bfloat16)
+    through_bf16, _ = hf.load(hf.export(cast, None, tmp_path / "b", dtype="bf16"), dtype=torch.bfloat16)
+    for one in (model, cast, through_bf16, hf.load(hf.export(model, None, tmp_path / "a"))[0]):
+        for _, buffer in one.router_biases():
+            assert buffer.dtype == torch.float32 and torch.equal(buffer, torch.tensor(bias))
+            assert route(torch.zeros(1, 4), buffer, config).indices.tolist() == [[3, 2]]
+
+
+def test_a_bias_stored_in_bf16_is_raised_with_a_notice(folder: Path) -> None:
+    names = [f"model.layers.{layer}.mlp.gate.e_score_correction_bias" for layer in (1, 2, 3)]
+    rewrite(folder, lambda tensors: tensors.update({name: tensors[name].bfloat16() for name in names}))
+    back, report = hf.load(folder)
+    assert report.notices == ["router bias is stored as BF16 in 3 layer(s), raised to FP32: what rounding took from it is lost"]
+    assert all(buffer.dtype == torch.float32 for _, buffer in back.router_biases())
+    rewrite(folder, lambda tensors: tensors.pop(names[1]))
+    with pytest.raises(CheckpointError, match=f"lacks '{names[1]}'; topk_method 'noaux_tc' needs the router's bias"):
+        hf.load(folder)
+
+
+# ---------------------------------------------------------------------- F17
+
+
+def mtp_names() -> set[str]:
+    shapes = dict(expected(t0()))
+    return {name for name in [*shapes, *copies(t0())] if name.startswith("model.layers.3.")}
+
+
+def test_promised_mtp_that_is_absent(model: CausalLM, folder: Path) -> None:
+    rewrite(folder, lambda tensors: [tensors.pop(name) for name in mtp_names()])
+    back, report = hf.load(folder)
+    assert report.config == back.config == t0(num_nextn_predict_layers=0) and torch.equal(logits(back), logits(model))
+    assert (report.missing, report.skipped) == (
+        ["model.layers.3.*"],
+        [],
+    ) and "MTP prediction beyond that is not available" in report.notices[0]
+
+
+def test_mtp_that_the_configuration_does_not_want(model: CausalLM, folder: Path) -> None:
+    rewrite(folder, config={"num_nextn_predict_layers": 0})
+    back, report = hf.load(folder)
+    assert set(report.skipped) == mtp_names() and report.missing == [] and set(report.loaded) == set(table(folder)) - mtp_names()
+    assert torch.equal(logits(back), logits(model))
+
+
+def test_cut_layers_leave_the_mtp_module_in_its_place(model: CausalLM, folder: Path) -> None:
+    rewrite(folder, config={"num_hidden_layers": 2})
+    back, report = hf.load(folder)
+    assert set(report.skipped) == {name for name in table(folder) if name.startswith("model.layers.2.")} and report.missing == []
+    a, b = logical_tensors(model), logical_tensors(back)
+    assert torch.equal(b["model.layers.2.eh_proj.weight"], a["model.layers.3.eh_proj.weight"])
+    assert torch.equal(b["model.layers.2.mlp.experts.5.up_proj.weight"], a["model.layers.3.mlp.experts.5.up_proj.weight"])
+
+
+@pytest.mark.parametrize("layers", [3, 12])
+def test_names_without_the_prefix(tmp_path: Path, layers: int) -> None:
+    model = build(t0(num_hidden_layers=layers))
+    out = hf.export(model, None, tmp_path / "hf")
+    bare = {name.removeprefix("model."): value for name, value in table(out).items()}
+    safetensors.torch.save_file(bare, out / "model.safetensors")
+    back, report = hf.load(out)
+    assert same(model, back) and set(report.loaded) == set(bare) and (report.skipped, report.missing, report.notices) == ([], [], [])
+
+
+def test_mtp_copies_that_are_absent_or_different(model: CausalLM, folder: Path) -> None:
+    rewrite(folder, lambda tensors: tensors.pop("model.layers.3.shared_head.head.weight"))
+    rewrite(folder, lambda tensors: tensors["model.layers.3.embed_tokens.weight"].add_(1))
+    back, report = hf.load(folder)
+    assert same(model, back) and report.notices == [
+        f"model.layers.3.embed_tokens.weight differs from {EMBEDDING}, which is used in its place: this model shares the two"
+    ]
+
+
+# ---------------------------------------------------------------------- peers
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {}, {"q_lora_rank": None}, {"tie_word_embeddings": True}, {"rope_scaling": None}, {"num_nextn_predict_layers": 2}, {"n_shared_experts": 2},
+        {"first_k_dense_replace": 0}, {"first_k_dense_replace": 3}, {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.446},
+        {"norm_topk_prob": False}, {"v_head_dim": 20, "num_attention_heads": 3, "kv_lora_rank": 24, "vocab_size": 259},
+        {"model_type": "deepseek_v2", "topk_method": "greedy", "scoring_func": "softmax", "norm_topk_prob": False, "num_nextn_predict_layers": 0,
+         "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0, "q_lora_rank": None, "rope_scaling": None},
+        {"model_type": "deepseek_v2", "topk_method": "group_limited_greedy", "scoring_func": "softmax", "norm_topk_prob": False,
+         "num_nextn_predict_layers": 0, "routed_scaling_factor": 16.0, "rope_scaling": None},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("shard_size", [5_000_000_000, 200_000])
+def test_transformers_reads_and_writes_the_same_model(tmp_path: Path, changes: dict[str, Any], shard_size: int) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = t0(initializer_range=0.05, **changes)
+    model = build(config)
+    out = hf.export(model, None, tmp_path / "hf", shard_size=shard_size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+        with torch.no_grad():
+            want = theirs(IDS).logits
+        theirs.save_pretrained(tmp_path / "theirs")
+    assert type(theirs).__name__ == ("DeepseekV2ForCausalLM" if config.model_type == "deepseek_v2" else "DeepseekV3ForCausalLM")
+    assert (logits(model) - want).abs().max() <= 1e-4 and want.abs().max() > 0.05
+    back, report = hf.load(tmp_path / "theirs")
+    assert back.config.num_nextn_predict_layers == 0 and report.skipped == []
+    assert torch.equal(logits(back), logits(model))
