@@ -85,6 +85,7 @@ class _Layout:
     block: tuple[int, int] | None
 
     def tensors(self) -> Iterator[Tensor]:
+        """Everything, lazily."""
         config = self.config
         yield self._plain("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
         for layer in range(config.num_blocks):

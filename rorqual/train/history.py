@@ -52,6 +52,7 @@ class _Halving:
         self.stride, self.offered = 1, 0
 
     def add(self, item: Row) -> None:
+        """Takes one item in; a merged one joins the item that is already there."""
         if self.offered % self.stride == 0:
             self.items.append(item)
         elif self.merge is not None:

@@ -75,6 +75,7 @@ class _Report:
         self.curves = Curves(self.history, self._layer_names(), _dig(self.config, "train", "validation_source"))
 
     def page(self) -> str:
+        """All sections in order."""
         results = self.results
         sections = [
             Section("summary", "Summary", self._tiles()),

@@ -7,7 +7,16 @@ from rorqual.html.numbers import duration, finite, flops, grouped, percent, shor
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(671_026_419_200, "671B"), (37_552_297_472, "37.6B"), (5_757_392, "5.76M"), (1_981, "1.98k"), (999, "999"), (0.5, "0.5"), (0.000123, "0.000123"), (0, "0")],
+    [
+        (671_026_419_200, "671B"),
+        (37_552_297_472, "37.6B"),
+        (5_757_392, "5.76M"),
+        (1_981, "1.98k"),
+        (999, "999"),
+        (0.5, "0.5"),
+        (0.000123, "0.000123"),
+        (0, "0"),
+    ],
 )
 def test_short(value: float, text: str) -> None:
     assert short(value) == text
@@ -15,7 +24,16 @@ def test_short(value: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.42, "0.42 s"), (9.96, "10 s"), (42.4, "42 s"), (60, "1 min"), (868, "14 min 28 s"), (7500, "2 h 5 min"), (7200, "2 h"), (273_600, "3 d 4 h")],
+    [
+        (0.42, "0.42 s"),
+        (9.96, "10 s"),
+        (42.4, "42 s"),
+        (60, "1 min"),
+        (868, "14 min 28 s"),
+        (7500, "2 h 5 min"),
+        (7200, "2 h"),
+        (273_600, "3 d 4 h"),
+    ],
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -73,7 +73,9 @@ def test_bars_and_stack_are_to_scale() -> None:
 
 
 def test_document_nests_and_needs_nothing_from_outside() -> None:
-    text = document(HOSTILE, [Section("one", "One", tag("p", "body"), lead="lead"), Section("two", "Two", gap("x", "y"))], "kicker", "sub", "foot")
+    text = document(
+        HOSTILE, [Section("one", "One", tag("p", "body"), lead="lead"), Section("two", "Two", gap("x", "y"))], "kicker", "sub", "foot"
+    )
     outline = _Outline()
     outline.feed(text)
     assert outline.open == []

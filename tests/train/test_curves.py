@@ -46,7 +46,10 @@ def test_validation_source_of_the_run_stands_first() -> None:
 def test_max_vio_and_bias_per_layer() -> None:
     rows = train(2, max_vio=lambda i: [0.5 * i, 0.25], bias_min=lambda i: [-0.1, None], bias_max=lambda i: [0.2, 0.3])
     drawn = plots(Curves(History(train=rows), ["layer 1", "layer 2 (MTP)"]).experts())
-    assert [(s["name"], s["y"], s["ramp"]) for s in drawn["MaxVio per layer"]["series"]] == [("layer 1", [0.5, 1], 0), ("layer 2 (MTP)", [0.25, 0.25], 1)]
+    assert [(s["name"], s["y"], s["ramp"]) for s in drawn["MaxVio per layer"]["series"]] == [
+        ("layer 1", [0.5, 1], 0),
+        ("layer 2 (MTP)", [0.25, 0.25], 1),
+    ]
     assert [(s["low"], s["y"]) for s in drawn["Router bias range"]["series"]] == [([-0.1, -0.1], [0.2, 0.2]), ([None, None], [0.3, 0.3])]
 
 

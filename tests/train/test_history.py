@@ -51,7 +51,9 @@ def test_x_is_the_step_when_a_row_lacks_tokens(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("steps", [1025, 5000, 8192])
 def test_long_runs_are_averaged_without_losing_a_step(tmp_path: Path, steps: int) -> None:
-    rows = [{"kind": "train", "step": i, "tokens": i * 4, "main_loss": float(i), "lr": i / 1000, "load": [[i]]} for i in range(1, steps + 1)]
+    rows = [
+        {"kind": "train", "step": i, "tokens": i * 4, "main_loss": float(i), "lr": i / 1000, "load": [[i]]} for i in range(1, steps + 1)
+    ]
     history = read_history(write(tmp_path / "m", rows))
     assert history.steps == steps
     assert 512 <= len(history.train) <= 1025

@@ -117,7 +117,17 @@ def test_a_run_that_is_not_finished(run: Path, tmp_path: Path) -> None:
     assert "Loss" in text
 
 
-@pytest.mark.parametrize("junk", ["", "{", "[1]", "null", '{"validation_bpb": "high", "stages": 3, "machine": [1], "data": {"sources": {"a": 1}, "rejected": {"x": "y"}}}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "junk",
+    [
+        "",
+        "{",
+        "[1]",
+        "null",
+        '{"validation_bpb": "high", "stages": 3, "machine": [1], "data": {"sources": {"a": 1}, "rejected": {"x": "y"}}}',
+        "[" * 100_000,
+    ],
+)
 @pytest.mark.parametrize("name", ["config.json", "results.json", "lineage.json"])
 def test_broken_files_do_not_break_the_page(run: Path, tmp_path: Path, name: str, junk: str) -> None:
     for source in run.glob("*.json*"):

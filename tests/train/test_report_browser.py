@@ -73,7 +73,9 @@ def test_a_page_that_does_ask_is_noticed(chromium: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (1280, "dark"), (500, "light")])
 def test_pictures(chromium: str, report: Path, tmp_path: Path, width: int, theme: str) -> None:
     page, picture = tmp_path / "page.html", tmp_path / "page.png"
-    page.write_text(report.read_text(encoding="utf-8").replace('<html lang="en">', f'<html lang="en" data-theme="{theme}">'), encoding="utf-8")
+    page.write_text(
+        report.read_text(encoding="utf-8").replace('<html lang="en">', f'<html lang="en" data-theme="{theme}">'), encoding="utf-8"
+    )
     browse(chromium, page, tmp_path, f"--screenshot={picture}", f"--window-size={width},1600")
     head = picture.read_bytes()
     assert struct.unpack(">II", head[16:24]) == (width, 1600)
