@@ -1,11 +1,164 @@
 """Every operation that has more than one implementation, and the one place that chooses (design: kernel choice in one place).
 
-The plain PyTorch version (reference.py) defines what is right; the compiled C++ version (native.py) is taken for FP32
-tensors on a CPU where it could be built. `backend_report` says which is used and why.
+The plain PyTorch version (reference.py) defines what is right. The compiled C++ version (native.py) is taken for FP32
+tensors on a CPU where it could be built; grouped GEMMs on CUDA take `F.grouped_mm`. `backend_report` says which and why.
 Shape letters: b batch, s query position, t key position, n tokens, w rows, m model width, f FFN width, e expert, k chosen
 expert, h head, d head width, r rotary width, p pair, v vocabulary.
 """
 
 from __future__ import annotations
 
-from rorqual.kernels.reference import *  # noqa: F403
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rorqual.kernels import native, reference
+from rorqual.kernels.reference import attention, rope
+
+__all__ = [
+    "adamw",
+    "attention",
+    "backend_report",
+    "combine_rows",
+    "gather_rows",
+    "grouped_dgrad",
+    "grouped_fprop",
+    "grouped_wgrad",
+    "linear_cross_entropy",
+    "mla_attention",
+    "rms_norm",
+    "rope",
+    "sort_by_expert",
+    "sum_of_squares",
+    "swiglu",
+    "swiglu_packed",
+    "swiglu_packed_backward",
+    "top_k",
+]
+
+
+_KEPT_PROBABILITIES = 1024  # longest sequence whose attention probabilities are kept for the gradient
+
+
+def rms_norm(x: Float[Tensor, "... m"], weight: Float[Tensor, " m"], eps: float) -> Float[Tensor, "... m"]:
+    """x / sqrt(mean(x^2) + eps) * weight; statistics in FP32."""
+    return (native if native.usable(x, weight) else reference).rms_norm(x, weight, eps)
+
+
+def swiglu(gate: Float[Tensor, "... f"], up: Float[Tensor, "... f"]) -> Float[Tensor, "... f"]:
+    """silu(gate) * up."""
+    return (native if native.usable(gate, up) else reference).swiglu(gate, up)
+
+
+def swiglu_packed(hidden: Float[Tensor, "w g"]) -> Float[Tensor, "w f"]:
+    """silu of the first half times the second half; without autograd."""
+    return (native if native.usable(hidden) else reference).swiglu_packed(hidden)
+
+
+def swiglu_packed_backward(d_out: Float[Tensor, "w f"], hidden: Float[Tensor, "w g"]) -> tuple[Float[Tensor, "w g"], Float[Tensor, "w f"]]:
+    """(gradient of `hidden`, swiglu_packed(hidden) anew); without autograd."""
+    return (native if native.usable(d_out, hidden) else reference).swiglu_packed_backward(d_out, hidden)
+
+
+def mla_attention(
+    q: Float[Tensor, "b s h d"],
+    kv: Float[Tensor, "b s w"],
+    k_rope: Float[Tensor, "b s r"],
+    cos: Float[Tensor, "#b s p"],
+    sin: Float[Tensor, "#b s p"],
+    scale: float,
+    mask: Bool[Tensor, "b s s"] | None,
+) -> Float[Tensor, "b s o"]:
+    """Expanded MLA from unrotated q (nope first, rope last), per-head [k_nope ; v] and the shared unrotated key; mask None is causal."""
+    value_width = kv.shape[-1] // q.shape[2] - (q.shape[3] - k_rope.shape[-1])
+    if value_width > q.shape[3] or k_rope.shape[-1] > native.ROPE_LIMIT or not native.usable(q, kv, k_rope, cos, sin):
+        return reference.mla_attention(q, kv, k_rope, cos, sin, scale, mask)
+    short = mask is None and q.shape[1] <= _KEPT_PROBABILITIES
+    q, k, v = native.mla_pack(q, kv, k_rope, cos, sin, value_width if short else q.shape[3])
+    if short:
+        return native.causal_attention(q, k, v, scale)
+    return attention(*(part.transpose(1, 2) for part in (q, k, v)), scale, mask)[..., :value_width].flatten(2)
+
+
+def top_k(x: Float[Tensor, "... e"], k: int) -> tuple[Float[Tensor, "... k"], Int[Tensor, "... k"]]:
+    """The k largest of the last dimension, largest first; without autograd."""
+    return (native if native.usable(x) else reference).top_k(x, k)
+
+
+def sort_by_expert(indices: Int[Tensor, "n k"], num_experts: int) -> tuple[Int[Tensor, " w"], Int[Tensor, "n k"], Int[Tensor, " e"]]:
+    """(token of each row, row of each (token, choice), end of each expert's rows), rows stable-sorted by expert."""
+    use_native = indices.device.type == "cpu" and not torch.compiler.is_compiling() and native.library().library is not None
+    return (native if use_native else reference).sort_by_expert(indices, num_experts)
+
+
+def gather_rows(x: Float[Tensor, "n m"], source: Int[Tensor, " w"], slots: Int[Tensor, "n k"]) -> Float[Tensor, "w m"]:
+    """Row w is a copy of token source[w]; `slots` is the inverse, used by the gradient."""
+    return (native if native.usable(x) else reference).gather_rows(x, source, slots)
+
+
+def combine_rows(
+    rows: Float[Tensor, "w m"], weights: Float[Tensor, "n k"], slots: Int[Tensor, "n k"], source: Int[Tensor, " w"]
+) -> Float[Tensor, "n m"]:
+    """Sum over j of weights[t, j] * rows[slots[t, j]]."""
+    return (native if native.usable(rows, weights) else reference).combine_rows(rows, weights, slots, source)
+
+
+def linear_cross_entropy(
+    hidden: Float[Tensor, "n m"], weight: Float[Tensor, "v m"], targets: Int[Tensor, " n"], scale: float
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """(scale * sum over targets >= 0 of -log softmax(hidden W^T)[target], the same sum unscaled and detached), in FP32."""
+    return (native if native.usable(hidden, weight) else reference).linear_cross_entropy(hidden, weight, targets, scale)
+
+
+def adamw(parameter: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, **constants: float) -> None:
+    """One AdamW update in place; see reference.adamw for the constants."""
+    dense = all(t.is_contiguous() for t in (parameter, grad, exp_avg, exp_avg_sq))
+    (native if dense and native.usable(parameter, grad) else reference).adamw(parameter, grad, exp_avg, exp_avg_sq, **constants)  # type: ignore[arg-type]
+
+
+def sum_of_squares(x: Float[Tensor, "..."]) -> float:
+    """Sum of squares, accumulated in FP64."""
+    return native.sum_of_squares(x) if x.is_contiguous() and native.usable(x) else float(x.double().square().sum())
+
+
+def _grouped_mm_runs(x: Tensor, *widths: int) -> bool:
+    """Whether torch's grouped GEMM takes these: a GPU, BF16, strides in whole 16 bytes."""
+    return x.device.type == "cuda" and x.dtype == torch.bfloat16 and all(w * x.element_size() % 16 == 0 for w in widths)
+
+
+def grouped_fprop(x: Float[Tensor, "w i"], weight: Float[Tensor, "e o i"], offs: Int[Tensor, " e"]) -> Float[Tensor, "w o"]:
+    """Rows of expert e times weight[e]^T. offs[-1] must be the row count: rows past it would be garbage in the library's version."""
+    if _grouped_mm_runs(x, *weight.shape[1:]):
+        return torch.nn.functional.grouped_mm(x, weight.transpose(-2, -1), offs=offs)
+    return reference.grouped_fprop(x, weight, offs)
+
+
+def grouped_dgrad(dy: Float[Tensor, "w o"], weight: Float[Tensor, "e o i"], offs: Int[Tensor, " e"]) -> Float[Tensor, "w i"]:
+    """Rows of expert e times weight[e]."""
+    if _grouped_mm_runs(dy, *weight.shape[1:]):
+        return torch.nn.functional.grouped_mm(dy, weight, offs=offs)
+    return reference.grouped_dgrad(dy, weight, offs)
+
+
+def grouped_wgrad(
+    dy: Float[Tensor, "w o"], x: Float[Tensor, "w i"], offs: Int[Tensor, " e"], weight: Float[Tensor, "e o i"]
+) -> Float[Tensor, "e o i"]:
+    """dy^T x over the rows of each expert; exactly zero for experts without rows, which the library's version leaves undefined."""
+    if not _grouped_mm_runs(x, *weight.shape[1:]):
+        return reference.grouped_wgrad(dy, x, offs, weight)
+    grad = torch.nn.functional.grouped_mm(dy.t(), x, offs=offs)
+    empty = torch.diff(offs, prepend=offs.new_zeros(1)) == 0
+    return grad.masked_fill_(empty.view(-1, 1, 1), 0.0)
+
+
+def backend_report() -> list[dict[str, str]]:
+    """For each operation: {op, backend, why}, as `rorqual doctor` prints it."""
+    built = native.library()
+    compiled = "compiled C++" if built.library is not None else "plain PyTorch"
+    gpu = torch.cuda.is_available()
+    rows = [{"op": op, "backend": compiled, "why": built.detail} for op in (
+        "rms_norm", "swiglu", "mla_attention", "top_k", "sort_by_expert", "gather_rows", "combine_rows", "linear_cross_entropy", "adamw")]  # fmt: skip
+    rows.append({"op": "attention", "backend": "scaled_dot_product_attention", "why": "V padded to the width of Q and K, so that the fused kernel applies"})
+    grouped = ("F.grouped_mm", "CUDA device, BF16") if gpu else ("one GEMM per expert", "no CUDA device; on a CPU a GEMM per expert into one buffer is faster than grouped_mm")
+    rows.append({"op": "grouped GEMM", "backend": grouped[0], "why": grouped[1]})
+    return rows

@@ -129,8 +129,8 @@ def adamw(
 ) -> None:
     """One AdamW update in place, the gradient multiplied by grad_scale first; moments may be BF16, arithmetic is FP32."""
     grad = grad.float() * grad_scale
-    first = exp_avg.float().lerp_(grad, 1 - beta1)
-    second = exp_avg_sq.float().mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    first = exp_avg.float().lerp(grad, 1 - beta1)
+    second = (exp_avg_sq.float() * beta2).addcmul_(grad, grad, value=1 - beta2)
     exp_avg.copy_(first)
     exp_avg_sq.copy_(second)
     denominator = second.sqrt_().div_((1 - beta2**step) ** 0.5).add_(eps)

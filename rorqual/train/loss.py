@@ -28,13 +28,15 @@ NO_TARGET = -100
 
 @dataclass(frozen=True)
 class StepLoss:
-    """`loss` is what backward takes; `main`, `mtp`, `balance` are its detached terms, mtp unweighted by lambda (the mean over depths)."""
+    """`loss` is what backward takes; `main`, `mtp`, `balance` are its detached terms, mtp unweighted by lambda (the mean over
+    depths). `loads` has one row per layer number in `layers`."""
 
     loss: Float[Tensor, ""]
     main: Float[Tensor, ""]
     mtp: Float[Tensor, ""]
     balance: Float[Tensor, ""]
     loads: Int[Tensor, "l e"] | None
+    layers: tuple[int, ...]
 
 
 def mtp_targets(targets: Int[Tensor, "b s"], segment_ids: Int[Tensor, "b s"] | None, ahead: int) -> Int[Tensor, "b u"]:
@@ -92,7 +94,7 @@ def compute_loss(
     balance = torch.zeros_like(main)
     if out.balance_loss is not None:
         loss, balance = loss + aux_loss_alpha * out.balance_loss, aux_loss_alpha * out.balance_loss.detach()
-    return StepLoss(loss, main * scale, mtp * scale, balance, out.loads)
+    return StepLoss(loss, main * scale, mtp * scale, balance, out.loads, out.layers)
 
 
 @torch.no_grad()

@@ -1,0 +1,325 @@
+"""The compiled CPU kernels (native.cpp) as functions on FP32 tensors, with their gradients.
+
+Each has the signature of its namesake in reference.py. `library()` builds on first use; a self-test against the reference
+decides whether the result is trusted. Shape letters as in reference.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rorqual.kernels import reference
+from rorqual.kernels.build import Built, build
+
+CHUNKS = 16  # fixed number of partial sums over rows, so that threads never change a result
+ROPE_LIMIT = 1024  # widest rotary part that mla_attention's gradient keeps on the stack
+QUERY_BLOCK = 128  # query rows that causal_attention takes at a time
+_VOCABULARY_CHUNK = 1 << 21  # logits held at a time by linear_cross_entropy, in elements
+
+
+@functools.cache
+def library() -> Built:
+    """The loaded kernels after their self-test, or the reason for their absence."""
+    built = build()
+    if built.library is None:
+        return built
+    built.library.rq_sum_of_squares.restype = ctypes.c_double
+    x = torch.linspace(-3, 3, 24).view(2, 12)
+    got = torch.empty(2, 6)
+    built.library.rq_swiglu(_p(x), _p(x, 6), ctypes.c_long(12), _p(got), ctypes.c_long(2), ctypes.c_long(6))
+    if not torch.allclose(got, reference.swiglu_packed(x), atol=1e-5):
+        return Built(None, f"{built.detail}, but its self-test gave other values than the reference")
+    return built
+
+
+def usable(*tensors: Tensor) -> bool:
+    """Whether these tensors can go through the compiled kernels: FP32, on the CPU, not being traced by a compiler."""
+    return all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors) and not torch.compiler.is_compiling() and library().library is not None
+
+
+def _p(tensor: Tensor, offset: int = 0) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr() + 4 * offset)
+
+
+def _call(name: str, *args: object) -> None:
+    """Calls one kernel: tensors as pointers, ints as long, floats as float."""
+    kinds = {int: ctypes.c_long, float: ctypes.c_float, bool: ctypes.c_int}
+    values = [_p(a) if isinstance(a, Tensor) else a if a is None or isinstance(a, ctypes.c_void_p) else kinds[type(a)](a) for a in args]
+    getattr(library().library, name)(*values)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x as a matrix whose last dimension is dense; a copy only if it must be."""
+    x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, eps):  # type: ignore[no-untyped-def]
+        rows = _rows(x)
+        y, rstd = torch.empty(rows.shape), torch.empty(rows.shape[0])
+        _call("rq_rms_norm", rows, rows.stride(0), weight, y, rstd, *rows.shape, eps)
+        ctx.save_for_backward(rows, weight, rstd)
+        return y.view(x.shape)
+
+    @staticmethod
+    def backward(ctx, dy):  # type: ignore[no-untyped-def]
+        rows, weight, rstd = ctx.saved_tensors
+        dx, parts = torch.empty(rows.shape), torch.empty(CHUNKS, rows.shape[1])
+        _call("rq_rms_norm_backward", dy.contiguous(), rows, rows.stride(0), weight, rstd, dx, parts, *rows.shape, CHUNKS)
+        return dx.view(dy.shape), parts.sum(0), None
+
+
+def rms_norm(x: Float[Tensor, "... m"], weight: Float[Tensor, " m"], eps: float) -> Float[Tensor, "... m"]:
+    """See reference.rms_norm."""
+    return _RMSNorm.apply(x, weight, eps)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gate, up):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(gate, up)
+        gate, up = gate.contiguous(), up.contiguous()
+        out = torch.empty(gate.shape)
+        f = gate.shape[-1]
+        _call("rq_swiglu", gate, up, f, out, gate.numel() // f, f)
+        return out
+
+    @staticmethod
+    def backward(ctx, dy):  # type: ignore[no-untyped-def]
+        gate, up = (t.contiguous() for t in ctx.saved_tensors)
+        f = gate.shape[-1]
+        d_gate, d_up, act = torch.empty(gate.shape), torch.empty(gate.shape), torch.empty(gate.shape)
+        _call("rq_swiglu_backward", dy.contiguous(), gate, up, f, d_gate, d_up, f, act, gate.numel() // f, f)
+        return d_gate, d_up
+
+
+def swiglu(gate: Float[Tensor, "... f"], up: Float[Tensor, "... f"]) -> Float[Tensor, "... f"]:
+    """See reference.swiglu."""
+    return _SwiGLU.apply(gate, up)
+
+
+def swiglu_packed(hidden: Float[Tensor, "w g"]) -> Float[Tensor, "w f"]:
+    """See reference.swiglu_packed; no autograd (the fused experts function calls it)."""
+    n, f = hidden.shape[0], hidden.shape[1] // 2
+    out = torch.empty(n, f)
+    _call("rq_swiglu", hidden, _p(hidden, f), 2 * f, out, n, f)
+    return out
+
+
+def swiglu_packed_backward(d_out: Float[Tensor, "w f"], hidden: Float[Tensor, "w g"]) -> tuple[Float[Tensor, "w g"], Float[Tensor, "w f"]]:
+    """See reference.swiglu_packed_backward; no autograd."""
+    n, f = d_out.shape
+    d_hidden, act = torch.empty(n, 2 * f), torch.empty(n, f)
+    _call("rq_swiglu_backward", d_out.contiguous(), hidden, _p(hidden, f), 2 * f, d_hidden, _p(d_hidden, f), 2 * f, act, n, f)
+    return d_hidden, act
+
+
+class _MLAPack(torch.autograd.Function):
+    """Unrotated projections to rotated q, k and v, head-major, one pass over memory each way."""
+
+    @staticmethod
+    def forward(ctx, q_in, kv, k_rope, cos, sin, wide):  # type: ignore[no-untyped-def]
+        b, s, h, d = q_in.shape
+        r = k_rope.shape[-1]
+        c = kv.shape[-1] // h - (d - r)
+        keys, cos, sin = _rows(k_rope), cos.contiguous(), sin.contiguous()
+        q, k, v = torch.empty(b, h, s, d), torch.empty(b, h, s, d), torch.empty(b, h, s, wide)
+        _call("rq_mla_pack", q_in.contiguous(), kv.contiguous(), keys, keys.stride(0), cos, sin, q, k, v, b, s, h, d - r, r, c, wide)
+        ctx.save_for_backward(cos, sin)
+        ctx.sizes = b, s, h, d, r, c
+        return q, k, v
+
+    @staticmethod
+    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
+        cos, sin = ctx.saved_tensors
+        b, s, h, d, r, c = ctx.sizes
+        grads = [grad if grad.stride(3) == 1 else grad.contiguous() for grad in grads]
+        dq_in, dkv, dk_rope = torch.empty(b, s, h, d), torch.empty(b, s, h * (d - r + c)), torch.empty(b, s, r)
+        strided = [item for grad in grads for item in (grad, *grad.stride()[:3])]
+        _call("rq_mla_unpack", *strided, cos, sin, dq_in, dkv, dk_rope, b, s, h, d - r, r, c)
+        return dq_in, dkv, dk_rope, None, None, None
+
+
+def mla_pack(q: Tensor, kv: Tensor, k_rope: Tensor, cos: Tensor, sin: Tensor, wide: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Head-major (q, k [b h s d], v [b h s wide]) for attention from MLA's projections; v padded with zeros to `wide`."""
+    return _MLAPack.apply(q, kv, k_rope, cos.expand(q.shape[0], -1, -1), sin.expand(q.shape[0], -1, -1), wide)
+
+
+class _CausalAttention(torch.autograd.Function):
+    """Attention in blocks of query rows, each against the keys it may see: GEMMs of the library around our softmax.
+
+    The probabilities are kept for the gradient (half the square per head), which is what short sequences can afford; the
+    library's fused kernel computes the whole square, and on V padded to the width of Q.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, scale):  # type: ignore[no-untyped-def]
+        b, h, s, _ = q.shape
+        q, k, v = (t.flatten(0, 1) for t in (q, k, v))
+        out, kept = torch.empty(v.shape), []
+        for start in range(0, s, QUERY_BLOCK):
+            end = min(start + QUERY_BLOCK, s)
+            p = torch.bmm(q[:, start:end], k[:, :end].transpose(1, 2))
+            _call("rq_causal_softmax", p, b * h, end - start, end, start, scale)
+            out[:, start:end] = torch.bmm(p, v[:, :end])
+            kept.append(p)
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.scale = scale
+        return out.view(b, h, s, -1).transpose(1, 2).flatten(2)
+
+    @staticmethod
+    def backward(ctx, d_out):  # type: ignore[no-untyped-def]
+        q, k, v, *kept = ctx.saved_tensors
+        b, s = d_out.shape[:2]
+        d_out = d_out.view(b, s, -1, v.shape[-1]).transpose(1, 2).reshape(v.shape)
+        dq, dk, dv = torch.empty(q.shape), torch.empty(k.shape), torch.empty(v.shape)
+        for start in reversed(range(0, s, QUERY_BLOCK)):  # the last block sees every key: it writes, the others add
+            p, end = kept[start // QUERY_BLOCK], min(start + QUERY_BLOCK, s)
+            ds = torch.bmm(d_out[:, start:end], v[:, :end].transpose(1, 2))
+            beta = 0.0 if end == s else 1.0
+            dv[:, :end].baddbmm_(p.transpose(1, 2), d_out[:, start:end], beta=beta)
+            _call("rq_causal_softmax_backward", ds, p, ds.shape[0], end - start, end, start, ctx.scale)
+            dq[:, start:end] = torch.bmm(ds, k[:, :end])
+            dk[:, :end].baddbmm_(ds.transpose(1, 2), q[:, start:end], beta=beta)
+        return dq.view(b, -1, s, q.shape[-1]), dk.view(b, -1, s, k.shape[-1]), dv.view(b, -1, s, v.shape[-1]), None
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """softmax(q k^T scale) v, causal, from head-major [b h s d] to [b s h*c]."""
+    return _CausalAttention.apply(q, k, v, float(scale))
+
+
+def top_k(x: Float[Tensor, "... e"], k: int) -> tuple[Float[Tensor, "... k"], Int[Tensor, "... k"]]:
+    """See reference.top_k; no autograd."""
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    values, indices = torch.empty(rows.shape[0], k), torch.empty(rows.shape[0], k, dtype=torch.int64)
+    _call("rq_top_k", rows, values, indices, *rows.shape, k)
+    return values.view(*x.shape[:-1], k), indices.view(*x.shape[:-1], k)
+
+
+def sort_by_expert(indices: Int[Tensor, "n k"], num_experts: int) -> tuple[Int[Tensor, " w"], Int[Tensor, "n k"], Int[Tensor, " e"]]:
+    """See reference.sort_by_expert."""
+    indices = indices.contiguous()
+    source, slots, offs = torch.empty(indices.numel(), dtype=torch.int64), torch.empty_like(indices), torch.empty(num_experts, dtype=torch.int32)
+    _call("rq_sort_by_expert", indices, *indices.shape, num_experts, source, slots, offs)
+    return source, slots, offs
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, source, slots):  # type: ignore[no-untyped-def]
+        x = x.contiguous()
+        rows = torch.empty(source.numel(), x.shape[1])
+        _call("rq_gather_rows", x, source, rows, *rows.shape)
+        ctx.save_for_backward(slots)
+        return rows
+
+    @staticmethod
+    def backward(ctx, d_rows):  # type: ignore[no-untyped-def]
+        (slots,) = ctx.saved_tensors
+        dx = torch.empty(slots.shape[0], d_rows.shape[1])
+        _call("rq_combine_rows", d_rows.contiguous(), None, slots, dx, *slots.shape, d_rows.shape[1])
+        return dx, None, None
+
+
+def gather_rows(x: Float[Tensor, "n m"], source: Int[Tensor, " w"], slots: Int[Tensor, "n k"]) -> Float[Tensor, "w m"]:
+    """See reference.gather_rows."""
+    return _GatherRows.apply(x, source, slots)
+
+
+class _CombineRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows, weights, slots):  # type: ignore[no-untyped-def]
+        rows, weights = rows.contiguous(), weights.contiguous()
+        out = torch.empty(slots.shape[0], rows.shape[1])
+        _call("rq_combine_rows", rows, weights, slots, out, *slots.shape, rows.shape[1])
+        ctx.save_for_backward(rows, weights, slots)
+        return out
+
+    @staticmethod
+    def backward(ctx, d_out):  # type: ignore[no-untyped-def]
+        rows, weights, slots = ctx.saved_tensors
+        d_rows, d_weights = torch.empty(rows.shape), torch.empty(weights.shape)
+        _call("rq_combine_rows_backward", d_out.contiguous(), rows, weights, slots, d_rows, d_weights, *slots.shape, rows.shape[1])
+        return d_rows, d_weights, None
+
+
+def combine_rows(
+    rows: Float[Tensor, "w m"], weights: Float[Tensor, "n k"], slots: Int[Tensor, "n k"], source: Int[Tensor, " w"]
+) -> Float[Tensor, "n m"]:
+    """See reference.combine_rows."""
+    return _CombineRows.apply(rows, weights, slots)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Logits exist for a block of rows at a time; gradients are made in the forward, where the logits are at hand."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, scale):  # type: ignore[no-untyped-def]
+        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        hidden = hidden.contiguous()
+        n, v = hidden.shape[0], weight.shape[0]
+        nll = torch.empty(n)
+        d_hidden, d_weight = torch.empty(hidden.shape) if wanted else None, torch.empty(weight.shape) if wanted else None
+        step = max(_VOCABULARY_CHUNK // v, 16)
+        logits = torch.empty(min(step, n), v)
+        for start in range(0, n, step):
+            part = hidden[start : start + step]
+            block = torch.mm(part, weight.t(), out=logits[: part.shape[0]])
+            _call("rq_softmax_cross_entropy", block, targets[start : start + step], scale, nll[start : start + step], *block.shape)
+            if d_hidden is not None and d_weight is not None:
+                torch.mm(block, weight, out=d_hidden[start : start + step])
+                torch.addmm(d_weight, block.t(), part, beta=0.0 if start == 0 else 1.0, out=d_weight)
+        if d_weight is not None and n == 0:
+            d_weight.zero_()
+        ctx.save_for_backward(d_hidden, d_weight)
+        total = nll.sum()
+        ctx.mark_non_differentiable(total)
+        return total * scale, total
+
+    @staticmethod
+    def backward(ctx, d_loss, _):  # type: ignore[no-untyped-def]
+        d_hidden, d_weight = ctx.saved_tensors
+        if d_loss.item() != 1.0:
+            d_hidden, d_weight = d_hidden * d_loss, d_weight * d_loss
+        return d_hidden, d_weight, None, None
+
+
+def linear_cross_entropy(
+    hidden: Float[Tensor, "n m"], weight: Float[Tensor, "v m"], targets: Int[Tensor, " n"], scale: float
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """See reference.linear_cross_entropy."""
+    return _LinearCrossEntropy.apply(hidden, weight, targets.contiguous(), float(scale))
+
+
+def adamw(
+    parameter: Float[Tensor, "..."],
+    grad: Float[Tensor, "..."],
+    exp_avg: Float[Tensor, "..."],
+    exp_avg_sq: Float[Tensor, "..."],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    grad_scale: float,
+) -> None:
+    """See reference.adamw: one pass over parameter, gradient and moments."""
+    constants = (grad_scale, beta1, beta2, 1 - lr * weight_decay, lr / (1 - beta1**step), (1 - beta2**step) ** 0.5, eps)
+    moments_bf16 = exp_avg.dtype == torch.bfloat16
+    _call("rq_adamw", parameter, grad, exp_avg, exp_avg_sq, moments_bf16, parameter.numel(), *map(float, constants))
+
+
+def sum_of_squares(x: Float[Tensor, "..."]) -> float:
+    """Sum of squares in FP64, in a fixed order whatever the number of threads."""
+    parts = torch.empty(CHUNKS, dtype=torch.float64)
+    return library().library.rq_sum_of_squares(_p(x), ctypes.c_long(x.numel()), _p(parts), ctypes.c_long(CHUNKS))  # type: ignore[union-attr]
