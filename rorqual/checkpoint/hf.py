@@ -10,6 +10,7 @@ exported again holds the same bits.
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -150,6 +151,7 @@ def export_tensors(
     items = _items(config, named, EXPORT_DTYPES[dtype])
     files = _tokenizer_files(Path(tokenizer)) if tokenizer is not None else []
     shards = _cut(items, shard_size)
+    _warn_of_readers(config)
     header = {"format": "pt", **(metadata or {})}
     final = Path(out).absolute()
     with new_folder(final, replace) as folder:
@@ -177,6 +179,15 @@ def _items(config: ModelConfig, named: Mapping[str, Tensor], dtype: torch.dtype)
             )
         items.append(tensors.item(name, named[name], torch.float32 if name.endswith(BIAS) else dtype))
     return items + [tensors.item(name, named[original], dtype) for name, original in copies(config).items()]
+
+
+def _warn_of_readers(config: ModelConfig) -> None:
+    """Public readers have two routers, V3's and V2's without normalisation, and do not look at the fields that say otherwise."""
+    v3 = config.scoring_func == "sigmoid" and config.topk_method == "noaux_tc"
+    v2 = config.scoring_func == "softmax" and config.topk_method != "noaux_tc" and not config.norm_topk_prob
+    if config.n_routed_experts and not (v3 or v2):
+        router = f"scoring_func={config.scoring_func!r}, topk_method={config.topk_method!r}, norm_topk_prob={config.norm_topk_prob}"
+        warnings.warn(f"no public reader has a router with {router}: others will compute other logits from this folder", stacklevel=4)
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:
