@@ -77,7 +77,7 @@ def write_file(path: Path, items: Sequence[Item], metadata: Mapping[str, str] | 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The little-endian bytes of a CPU tensor, in place where it is contiguous."""
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def read_into(file: BinaryIO, entry: Entry, target: Tensor, checksum: int | None = None) -> None:
