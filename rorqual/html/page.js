@@ -147,8 +147,11 @@ function lines(figure, area, plot) {
 
   // the side of the plot on which the curves stay further away from height y
   function roomier(visible, y) {
-    const distance = pick => Math.min(...visible.map(s => { const known = s.y.filter(v => v !== null); return known.length ? Math.abs(pick(known) - y) : Infinity; }));
-    return distance(v => v[Math.floor(v.length * 0.08)]) > distance(v => v[v.length - 1]) ? "left" : "right";
+    const distance = (least, pick) => Math.min(...visible.map(s => {
+      const known = s.y.filter(v => v !== null);
+      return known.length > least ? Math.abs(pick(known) - y) : Infinity;
+    }));
+    return distance(2, v => v[Math.floor(v.length * 0.08)]) > distance(0, v => v[v.length - 1]) ? "left" : "right";
   }
   function linePath(s, px, py) {
     let d = "", pen = false, last = 0;

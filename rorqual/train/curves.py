@@ -43,14 +43,19 @@ class Curves:
             note = "Load of the busiest expert over the mean, minus 1; averaged over short stretches. 0 is perfect balance."
             parts.append(self._figure("MaxVio per layer", vio, note=note, zero=True))
         else:
-            parts.append(gap("MaxVio per layer", "max_vio is in no train line of metrics.jsonl."))
+            parts.append(gap("MaxVio per layer", "max_vio has no values in the train lines of metrics.jsonl."))
         low, high = self._per_layer("bias_min"), self._per_layer("bias_max")
         if low and high:
             note = "Smallest to largest selection bias. It moves by the update speed once per step and never scales an output."
             bands = [Series(h.name, h.x, h.y, h.color, low=lo.y) for lo, h in zip(low, high, strict=False)]
             parts.append(self._figure("Router bias range", bands, note=note))
         else:
-            parts.append(gap("Router bias range", "bias_min and bias_max are in no train line of metrics.jsonl."))
+            parts.append(
+                gap(
+                    "Router bias range",
+                    "bias_min and bias_max have no values in the train lines of metrics.jsonl; a router without selection bias has none.",
+                )
+            )
         return join([grid(*parts), self._heat_maps()])
 
     def schedules(self) -> Html:
@@ -125,12 +130,23 @@ class Curves:
         return self._scalar("Gradient norm", "grad_norm", 5, log_y=True, note="Global norm before clipping, logarithmic axis.")
 
     def _sources(self) -> list[tuple[str, list[Row], int]]:
-        """(source, its validation rows, its colour): the run's own validation source first, then those with most rows."""
-        table: dict[str, list[Row]] = {}
+        """(name, validation rows, colour): the run's own validation source first, then those with most rows.
+
+        What is measured in another way at the end, by other weights or over more text, is a series of its own and never the end of a curve.
+        """
+        table: dict[tuple[bool, str], list[Row]] = {}
         for row in self.history.validation:
-            table.setdefault(str(row.get("source", "validation")), []).append(row)
-        found = sorted(table.items(), key=lambda item: (item[0] != self._main_source, -len(item[1])))
-        return [(source, rows, colour) for (source, rows), colour in zip(found, (1, 4, 5, 2, 6), strict=False)]
+            ways = [
+                words
+                for words, there in (
+                    ("moving average", row.get("weights") == "ema"),
+                    ("whole set, overlapping windows", row.get("sliding")),
+                )
+                if there
+            ]
+            table.setdefault((bool(ways), ", ".join([str(row.get("source", "validation")), *ways])), []).append(row)
+        found = sorted(table.items(), key=lambda item: (item[0][0], item[0][1] != self._main_source, -len(item[1])))
+        return [(name, rows, colour) for ((_, name), rows), colour in zip(found, (1, 4, 5, 2, 3, 6), strict=False)]
 
     # ------------------------------------------------------------------ experts
 

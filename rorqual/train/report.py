@@ -193,7 +193,11 @@ class _Report:
     def _compression(self) -> Html:
         bpb = self._value("validation_bpb")
         if bpb is None:
-            return missing_tile("Validation, bits per byte", "validation_bpb", "results.json")
+            seen = [row for row in self.history.validation if finite(row.get("bpb")) is not None]
+            if not seen:
+                return missing_tile("Validation, bits per byte", "validation_bpb", "results.json", large=True)
+            note = f"validation_bpb is not in results.json; this is the last validation in metrics.jsonl, of {_when(seen[-1])}"
+            return hero("Validation so far", f"{seen[-1]['bpb']:.3f}", "bits per byte", note)
         rows, notes = [("this model", bpb, f"{bpb:.3f}")], []
         for key, name in (("gzip_bpb", "gzip −9"), ("xz_bpb", "xz")):
             value = self._value(key)

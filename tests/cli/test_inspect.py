@@ -174,6 +174,22 @@ def test_run_folder_stands_for_its_model(capsys: pytest.CaptureFixture[str], tmp
     assert inspect(capsys, tmp_path)[1]["source"] == str(tmp_path / "hf")
 
 
+def test_exported_model_fits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from rorqual.checkpoint.hf import export
+    from rorqual.model.transformer import CausalLM
+
+    config = t0(tie_word_embeddings=True, num_nextn_predict_layers=2)
+    model = CausalLM(config)
+    model.init_weights(0)
+    export(model, None, tmp_path / "out", dtype="fp32")
+    code, report = inspect(capsys, tmp_path / "out")
+    assert code == 0
+    assert report["folder"]["missing"] == report["folder"]["extra"] == report["folder"]["different"] == []
+    assert report["parameters_total"] + report["parameters_mtp"] == sum(t.numel() for t in model.state_dict().values())
+    assert report["folder"]["dtypes"].keys() == {"F32"} and torch.get_default_dtype() == torch.float32
+
+
 def test_bad_input_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         main([str(tmp_path / "absent")])

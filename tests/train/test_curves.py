@@ -43,6 +43,16 @@ def test_validation_source_of_the_run_stands_first() -> None:
     assert drawn["MTP acceptance"]["percent"] is True
 
 
+def test_other_measurements_at_the_end_stay_apart() -> None:
+    rows = [{"step": i, "tokens": i, "source": "code", "bpb": 2.5, "weights": "raw"} for i in (1, 2)]
+    rows += [{"step": 2, "tokens": 2, "source": "code", "bpb": 2.4, "weights": "ema", "final": True}]
+    rows += [{"step": 2, "tokens": 2, "source": "code", "bpb": 2.3, "weights": "raw", "final": True, "sliding": True}]
+    series = plots(Curves(History(validation=rows), [], "code").learning(None, None))["Bits per byte"]["series"]
+    assert [(s["name"], s["y"]) for s in series] == [
+        ("code", [2.5, 2.5]), ("code, moving average", [2.4]), ("code, whole set, overlapping windows", [2.3]),
+    ]  # fmt: skip
+
+
 def test_max_vio_and_bias_per_layer() -> None:
     rows = train(2, max_vio=lambda i: [0.5 * i, 0.25], bias_min=lambda i: [-0.1, None], bias_max=lambda i: [0.2, 0.3])
     drawn = plots(Curves(History(train=rows), ["layer 1", "layer 2 (MTP)"]).experts())

@@ -110,9 +110,10 @@ def test_figures_that_follow_from_the_configuration_are_derived(run: Path, tmp_p
 
 def test_a_run_that_is_not_finished(run: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
-    (tmp_path / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text()[:20_000])
+    (tmp_path / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text()[:30_000])
     text = words(build_report(tmp_path))
     assert "a run that is not finished" in text
+    assert re.search(r"Validation so far \d\.\d{3} bits per byte validation_bpb is not in results.json; .* of step \d+ ", text)
     assert "1 lines of metrics.jsonl could not be read" in text
     assert "Loss" in text
 

@@ -70,13 +70,41 @@ def test_a_page_that_does_ask_is_noticed(chromium: str, tmp_path: Path) -> None:
     assert requests(log) == {"http://example.invalid/a.png"}
 
 
-@pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (1280, "dark"), (500, "light")])
-def test_pictures(chromium: str, report: Path, tmp_path: Path, width: int, theme: str) -> None:
-    page, picture = tmp_path / "page.html", tmp_path / "page.png"
-    page.write_text(
-        report.read_text(encoding="utf-8").replace('<html lang="en">', f'<html lang="en" data-theme="{theme}">'), encoding="utf-8"
+_HAND = """<script>
+const at = (area, share) => { const box = area.getBoundingClientRect();
+  return new PointerEvent("pointermove", {clientX: box.left + box.width * share, clientY: box.top + 60, bubbles: true}); };
+const areas = document.querySelectorAll(".area");
+areas[0].dispatchEvent(at(areas[0], 0.98));
+document.body.dataset.read = document.querySelector(".tip:not([hidden])").textContent;
+document.body.dataset.lines = document.querySelectorAll('.cross[visibility="visible"]').length;
+document.querySelector("canvas").dispatchEvent(at(document.querySelector("canvas"), 0.999));
+document.body.dataset.cell = [...document.querySelectorAll(".heat .tip:not([hidden])")].map(tip => tip.textContent).join();
+document.querySelector(".legend button").click();
+document.body.dataset.curves = areas[0].dataset.curves;
+document.getElementById("theme").click();
+</script>"""
+
+
+def test_hovering_legend_and_theme(chromium: str, report: Path, tmp_path: Path) -> None:
+    text = report.read_text(encoding="utf-8")
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text).replace("</body>", f"{_HAND}</body>")
+    page = tmp_path / "page.html"
+    page.write_text(text, encoding="utf-8")
+    dom = browse(chromium, page, tmp_path, "--dump-dom", "--window-size=1280,900")
+    seen = dict(re.findall(r'data-(\w+)="([^"]*)"', dom[dom.index("<body") : dom.index("<body") + 1000]))
+    assert re.fullmatch(
+        r"step 100 · 410k tokensmain \(train, smoothed\)[\d.]+MTP \(train, smoothed\)[\d.]+main, validation on code[\d.]+", seen["read"]
     )
-    browse(chromium, page, tmp_path, f"--screenshot={picture}", f"--window-size={width},1600")
+    assert seen["lines"] == "14"
+    assert re.fullmatch(r"expert \d+[\d.]+ at 410k tokens", seen["cell"])
+    assert seen["curves"] == "4"
+    assert '<html lang="en" data-plots="20" data-theme="dark">' in dom
+
+
+def test_picture(chromium: str, report: Path, tmp_path: Path) -> None:
+    page, picture = tmp_path / "page.html", tmp_path / "page.png"
+    page.write_text(report.read_text(encoding="utf-8").replace('<html lang="en">', '<html lang="en" data-theme="dark">'), encoding="utf-8")
+    browse(chromium, page, tmp_path, f"--screenshot={picture}", "--window-size=500,1600")
     head = picture.read_bytes()
-    assert struct.unpack(">II", head[16:24]) == (width, 1600)
+    assert struct.unpack(">II", head[16:24]) == (500, 1600)
     assert len(head) > 60_000
