@@ -59,7 +59,10 @@ def pretrain(
         print(run.to_json(), end="")
     result = train(run, out, data=dataset, resume_run=resume, init=init, init_weights=init_weights, overwrite=overwrite, sinks=sinks or ())  # type: ignore[arg-type]
     if result.signal is not None:
-        print(f"stopped at step {result.step}, {result.tokens:,} tokens; continue with: rorqual pretrain --out {out} --data {folder} --resume", file=sys.stderr)
+        print(
+            f"stopped at step {result.step}, {result.tokens:,} tokens; continue with: rorqual pretrain --out {out} --data {folder} --resume",
+            file=sys.stderr,
+        )
         return 128 + result.signal
     for record in result.final:
         name = "moving average" if record["weights"] == "ema" else "weights"
@@ -74,15 +77,34 @@ def _parser() -> argparse.ArgumentParser:
         description="Pre-train a model. Every field of the configuration can be given as --part.field VALUE, e.g. --train.total-tokens 1000000;\n"
         "`rorqual pretrain RECIPE --help` lists them all.",
     )  # fmt: skip
-    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="name of a recipe, or the config.json of a run (default: with --resume or --init, that run's)")
+    parser.add_argument(
+        "recipe",
+        nargs="?",
+        metavar="RECIPE",
+        help="name of a recipe, or the config.json of a run (default: with --resume or --init, that run's)",
+    )
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder that `rorqual data build` wrote (default: OUT/data)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/NAME)")
-    parser.add_argument("--resume", action="store_true", help="continue the run in OUT from its newest checkpoint; a changed field is an error")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the run in OUT from its newest checkpoint; a changed field is an error"
+    )
     parser.add_argument("--init", type=Path, metavar="DIR", help="start a new phase from the weights of a run or of a Hugging Face folder")
     parser.add_argument("--init-weights", choices=("raw", "ema"), help="of a run: its last weights, or their moving average (default: raw)")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that OUT holds")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=JSON", help="set a field, also a whole part, e.g. --set model.rope_scaling=null")
-    parser.add_argument("--sink", action="append", default=[], choices=("tensorboard", "trackio", "wandb"), help="send metrics there too; metrics.jsonl is always written")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=JSON",
+        help="set a field, also a whole part, e.g. --set model.rope_scaling=null",
+    )
+    parser.add_argument(
+        "--sink",
+        action="append",
+        default=[],
+        choices=("tensorboard", "trackio", "wandb"),
+        help="send metrics there too; metrics.jsonl is always written",
+    )
     parser.add_argument("-h", "--help", action="store_true", help="show this help")
     return parser
 
@@ -121,7 +143,9 @@ def _read(recipe: str) -> RunConfig:
     try:
         text = Path(recipe).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {recipe}: {getattr(error, 'strerror', None) or error}; give a recipe's name or the config.json of a run") from error
+        raise ConfigError(
+            f"cannot read {recipe}: {getattr(error, 'strerror', None) or error}; give a recipe's name or the config.json of a run"
+        ) from error
     return RunConfig.from_json(text)
 
 
@@ -143,5 +167,7 @@ def _data_folder(out: Path, data: Path | None) -> Path:
     """--data, else OUT/data where it was built."""
     folder = out / "data" if data is None else data
     if not (folder / "index.json").is_file():
-        raise ConfigError(f"{folder} has no index.json, so it is no data folder; make one with `rorqual data build {folder}`, or give --data DIR")
+        raise ConfigError(
+            f"{folder} has no index.json, so it is no data folder; make one with `rorqual data build {folder}`, or give --data DIR"
+        )
     return folder

@@ -102,7 +102,7 @@ def train_step(
     optimizer.zero_grad()
     if loads is not None:
         biases = dict(model.router_biases())
-        for layer, load in zip(model.config.moe_layers[: len(loads)], loads, strict=True):  # MTP last, absent while it does not train
+        for layer, load in zip(out.layers, loads, strict=True):  # MTP included, unless it does not train
             if layer in biases:
                 balance.update_bias(biases[layer], load, bias_update_speed)
     return result

@@ -1,4 +1,4 @@
-"""A run of T0 that takes seconds, and in-memory data that acts as a PackedDataset."""
+"""A run of a model smaller than T0 that takes a second or two, and in-memory data that acts as a PackedDataset."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from rorqual.train.hyperparams import BatchSchedule, GammaSchedule, LambdaSchedu
 from tests.tiny import t0
 
 EOS = 1
+SHAPE = {
+    "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "moe_intermediate_size": 16, "n_routed_experts": 4, "n_group": 2,
+    "topk_group": 1, "num_attention_heads": 2, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8,
+    "v_head_dim": 8, "initializer_range": 0.02,
+}  # fmt: skip
 
 
 @dataclass
@@ -30,7 +35,7 @@ class TinyTokenizer:
 
 
 class TinyData:
-    """Sequence number g is a function of (seed, g): two alternating letters, which T0 learns within a few steps."""
+    """Sequence number g is a function of (seed, g): two alternating letters, which a model learns within a few steps."""
 
     def __init__(self, seq_len: int = 16, seed: int = 0, fingerprint: str = "tiny-data", vocab_size: int = 256) -> None:
         self.seq_len, self.seed, self.fingerprint, self.vocab_size = seq_len, seed, fingerprint, vocab_size
@@ -58,12 +63,12 @@ def tiny_run(steps: int = 12, *, model: dict[str, Any] | None = None, **changes:
     fields: dict[str, Any] = {
         "total_tokens": total, "sequence_length": 16, "micro_batch_sequences": 2,
         "learning_rate": LearningRateSchedule.scaled(total, peak=3e-3, warmup_steps=4), "batch": BatchSchedule.constant(4),
-        "bias_update_speed": GammaSchedule.scaled(total), "mtp_loss_weight": LambdaSchedule.scaled(total), "ema_decay": 0.9,
-        "checkpoint_every_steps": 5, "keep_checkpoints": 3, "validate_every_steps": 6, "validation_tokens": 40, "seed": 3,
+        "bias_update_speed": GammaSchedule(until_tokens=total - 128), "mtp_loss_weight": LambdaSchedule.scaled(total), "ema_decay": 0.9,
+        "checkpoint_every_steps": 10, "keep_checkpoints": 3, "validate_every_steps": 9, "validation_tokens": 40, "seed": 3,
     }  # fmt: skip
     return RunConfig(
         name="tiny",
-        model=t0(**{"initializer_range": 0.02, **(model or {})}),
+        model=t0(**{**SHAPE, **(model or {})}),
         data=DataConfig(sources={"code": 1.0}),
         build=BuildConfig(vocab_size=256),
         train=TrainConfig(**{**fields, **changes}),
