@@ -47,15 +47,15 @@ class GroupedLinear(nn.Module):
 
     def fprop(self, x: Float[Tensor, "n i"], offs: Int[Tensor, " e"]) -> Float[Tensor, "n o"]:
         """y_r = W_e(r) x_r."""
-        return ops.grouped_fprop(x, self.weight, offs)
+        return ops.grouped_fprop(x.detach(), self.weight.detach(), offs)
 
     def dgrad(self, dy: Float[Tensor, "n o"], offs: Int[Tensor, " e"]) -> Float[Tensor, "n i"]:
         """dx_r = W_e(r)^T dy_r."""
-        return ops.grouped_dgrad(dy, self.weight, offs)
+        return ops.grouped_dgrad(dy.detach(), self.weight.detach(), offs)
 
     def wgrad(self, dy: Float[Tensor, "n o"], x: Float[Tensor, "n i"], offs: Int[Tensor, " e"]) -> Float[Tensor, "e o i"]:
         """dW_e = sum over rows r of e of dy_r x_r^T, each expert written once."""
-        return ops.grouped_wgrad(dy, x, offs, self.weight)
+        return ops.grouped_wgrad(dy.detach(), x.detach(), offs, self.weight.detach())
 
     def forward(self, x: Float[Tensor, "n i"], offs: Int[Tensor, " e"]) -> Float[Tensor, "n o"]:
         return _GroupedLinearFunction.apply(x, self.weight, offs, self)
@@ -69,7 +69,7 @@ class _GroupedLinearFunction(torch.autograd.Function):
     def forward(ctx, x, weight, offs, layer):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, offs)
         ctx.layer = layer
-        return layer.fprop(x.detach(), offs)
+        return layer.fprop(x, offs)
 
     @staticmethod
     def backward(ctx, dy):  # type: ignore[no-untyped-def]

@@ -69,7 +69,7 @@ class ExpertsFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, rows, gate_up_weight, down_weight, offs, gate_up, down):  # type: ignore[no-untyped-def]
-        hidden = gate_up.fprop(rows.detach(), offs)
+        hidden = gate_up.fprop(rows, offs)
         ctx.save_for_backward(rows, hidden, offs)
         ctx.layers = gate_up, down
         return down.fprop(ops.swiglu_packed(hidden), offs)

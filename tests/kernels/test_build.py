@@ -1,0 +1,45 @@
+"""The compiled kernels are cached, and their absence is explained and harmless."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rorqual.kernels import build
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    built = build.build()
+    assert built.library is None and "no C++ compiler" in built.detail
+
+
+def test_a_failing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "broken++"
+    broken.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo 1.0 && exit 0\necho 'disk on fire' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setenv("RORQUAL_CACHE", str(tmp_path / "cache"))
+    built = build.build()
+    assert built.library is None and "disk on fire" in built.detail
+    assert not list((tmp_path / "cache").rglob("*.so"))
+
+
+def test_switched_off_in_a_fresh_process() -> None:
+    code = "from rorqual.kernels import ops; print(ops.backend_report()[0])"
+    out = subprocess.run([sys.executable, "-c", code], env={"RORQUAL_NATIVE": "0", "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=60, check=True)
+    assert "plain PyTorch" in out.stdout and "RORQUAL_NATIVE=0" in out.stdout
+
+
+def test_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if build.compiler() is None:
+        pytest.skip("no C++ compiler on this machine")
+    monkeypatch.setenv("RORQUAL_CACHE", str(tmp_path))
+    assert build.build().library is not None
+    (made,) = tmp_path.rglob("*.so")
+    stamp = made.stat().st_mtime_ns
+    assert build.build().library is not None
+    assert made.stat().st_mtime_ns == stamp
