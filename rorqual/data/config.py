@@ -45,7 +45,8 @@ class BuildConfig:
 
     `inputs` holds paths, globs or `name=path`; empty means the default corpus (the interpreter's standard library, and
     `arithmetic_documents` generated documents). `tokenizer` is a folder or a tokenizer.json; without one, a tokenizer of
-    `vocab_size` ids (special tokens included) is trained on the first `tokenizer_bytes` bytes of every source's training documents.
+    `vocab_size` ids (special tokens included) is trained on about `tokenizer_bytes` of training documents, spread over the corpus.
+    `validation_rate` is the share of documents held out, lowered where that would pass about `validation_bytes` of text.
     `split_rate` is the share of punctuation-newline tokens that are split in training documents (the report gives no figure).
     `near_duplicate` is the share of a validation document's line shingles found in training documents from which it is removed.
     """
@@ -56,6 +57,7 @@ class BuildConfig:
     tokenizer_bytes: int = 64 << 20
     text_field: str = "text"
     validation_rate: float = 0.02
+    validation_bytes: int = 64 << 20
     near_duplicate: float = 0.5
     split_rate: float = 0.1
     arithmetic_documents: int = 20_000
@@ -67,7 +69,7 @@ class BuildConfig:
         _rate("validation_rate", self.validation_rate, below_one=True)
         _rate("near_duplicate", self.near_duplicate)
         _rate("split_rate", self.split_rate)
-        for name in ("vocab_size", "tokenizer_bytes", "shard_bytes"):
+        for name in ("vocab_size", "tokenizer_bytes", "validation_bytes", "shard_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} ({getattr(self, name)}) must be 1 or larger")
         if self.arithmetic_documents < 0 or self.seed < 0:

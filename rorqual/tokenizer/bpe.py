@@ -38,6 +38,8 @@ PROBES = (
 )
 """Strings that every tokenizer must give back unchanged; the two accented letters must differ (no normalisation)."""
 
+SMALLEST_VOCABULARY = len(special.LEADING) + 256 + len(special.TRAILING)
+
 
 def byte_alphabet() -> list[str]:
     """The printable character that stands for each byte 0..255 in a byte-level vocabulary."""
@@ -191,10 +193,10 @@ def train(texts: Iterable[str], vocab_size: int, path: str | Path) -> Tokenizer:
 
     Too little text gives fewer merges and a smaller `vocab_size` than asked. Raises TokenizerError when nothing fits.
     """
-    smallest = len(special.LEADING) + 256 + len(special.TRAILING)
-    if vocab_size < smallest:
+    if vocab_size < SMALLEST_VOCABULARY:
         raise TokenizerError(
-            f"vocab_size ({vocab_size}) must hold 256 bytes and {smallest - 256} special tokens; use {smallest} or more, for example 4096"
+            f"vocab_size ({vocab_size}) must hold 256 bytes and {SMALLEST_VOCABULARY - 256} special tokens; "
+            f"use {SMALLEST_VOCABULARY} or more, for example 4096"
         )
     inner = tokenizers.Tokenizer(models.BPE())
     splits = [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in special.SPLITS]

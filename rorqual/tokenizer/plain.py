@@ -86,7 +86,7 @@ class _Words(dict[str, bytes]):
 
 
 class PlainEncoder:
-    """Encodes documents to little-endian ids of `dtype` (`<u2` up to 65,536 ids, else `<u4`). Not for sharing between threads."""
+    """Encodes documents to little-endian ids of `dtype` (`<u2` up to 65,536 ids, else `<u4`)."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         content = tokenizer.content()
@@ -104,11 +104,16 @@ class PlainEncoder:
             and content["pre_tokenizer"]["pretokenizers"][3].get("use_regex") is False
             and (normalizer is None or normalizer == {"type": "Sequence", "normalizers": []})
         )
-        self.dtype = np.dtype("<u2") if tokenizer.vocab_size <= 1 << 16 else np.dtype("<u4")
+        self.dtype = self.dtype_of(tokenizer)
         self.byte_level = dict(enumerate(byte_alphabet()[:128]))
         self._inner = tokenizers.Tokenizer.from_str(json.dumps(content))
         self._model = self._inner.model
         self._words = _Words(self)
+
+    @staticmethod
+    def dtype_of(tokenizer: Tokenizer) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
+        """The smallest type that holds every id."""
+        return np.dtype("<u2") if tokenizer.vocab_size <= 1 << 16 else np.dtype("<u4")
 
     def encode(self, text: str, piece: int = PIECE) -> bytes:
         """Packed ids of one document; exact whatever `piece` is. Another pre-tokeniser than DeepSeek's is given the text whole."""
@@ -150,7 +155,7 @@ class PlainEncoder:
                 if not tail and done:
                     kept = done.pop()
                     tail = [(int(number), self._text_of(int(number))) for number in kept]
-                width += window
+                width *= 2  # never narrowed again, so that this ends
                 continue
             if start + width >= len(word):
                 tail += tokens
@@ -159,7 +164,6 @@ class PlainEncoder:
             done.append(np.fromiter((number for number, _ in tail), dtype=self.dtype))
             tail = sure
             start += sum(len(value) for _, value in sure)
-            width = window
         done.append(np.fromiter((number for number, _ in tail), dtype=self.dtype))
         return b"".join(part.tobytes() for part in done)
 
