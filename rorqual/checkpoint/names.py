@@ -198,5 +198,6 @@ def _fill(found: Match, known: dict[str, str], shapes: Mapping[str, Shape]) -> N
         text += "; tie_word_embeddings is false, and a head is never made up: set it to true if the embedding is the head"
     elif any(".self_attn.q_" in name for name in missing):
         text += f"; q_lora_rank is {found.config.q_lora_rank}, check it against the tensors"
-    left = [known[name] for name in islice((name for name in known if name not in copies(found.config)), 5)] if len(missing) < 20 else []
+    repeated = copies(found.config)
+    left = list(islice((known[name] for name in known if name not in repeated), 5)) if len(missing) < 20 else []
     raise CheckpointError(text + (f"; not used: {some(left)}" if left else ""))

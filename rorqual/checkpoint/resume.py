@@ -35,6 +35,7 @@ from rorqual.errors import CheckpointError
 __all__ = ["async_save", "latest", "load", "logical_tensors", "prune", "read_state", "save", "split_experts", "step_folder", "steps"]
 
 _STEP = re.compile(r"step-(\d{8,})")
+_LEFT = re.compile(r"\.step-(\d{8,})\.(?:partial|replaced)")
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -57,11 +58,17 @@ def latest(root: Path) -> Path | None:
 
 
 def prune(root: Path, keep: int) -> list[Path]:
-    """Deletes all but the `keep` newest checkpoints and what killed writers left; returns what was deleted."""
+    """Deletes all but the `keep` newest checkpoints and what killed writers left of older steps; returns what was deleted.
+
+    A half-written folder of a later step is not touched: a save in the background may be writing it, and the next save of
+    that step replaces it.
+    """
     if keep < 1:
         raise CheckpointError(f"keep ({keep}) must be at least 1: the newest checkpoint is what a run resumes from")
-    old = [step_folder(root, step) for step in steps(root)[:-keep]]
-    left = [path for path in root.glob(".step-*") if path.is_dir()] if root.is_dir() else []
+    found = steps(root)
+    old = [step_folder(root, step) for step in found[:-keep]]
+    named = ((_LEFT.fullmatch(path.name), path) for path in (root.iterdir() if found else ()))
+    left = [path for match, path in named if match and int(match[1]) <= found[-1]]
     for folder in old + left:
         # the index goes first, so that a kill half-way leaves nothing that looks whole
         (folder / INDEX_NAME).unlink(missing_ok=True)

@@ -113,7 +113,8 @@ def open_folder(path: Path) -> ShardFolder:
     """Verifies a model folder: index against disk, index against headers, headers against file sizes.
 
     One `model.safetensors`, or shards with or without an index (with or without `metadata`); the index decides where
-    there is one. Raises CheckpointError for anything missing, duplicated, unsafe, or pickled only.
+    there is one. Links are followed, as the cache of the Hugging Face hub needs them; names that lead out of the folder are not.
+    Raises CheckpointError for anything missing, duplicated, unsafe, or pickled only.
     """
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder; give the folder that holds config.json and the safetensors files")

@@ -139,13 +139,14 @@ def test_latest_steps_and_pruning(tmp_path: Path) -> None:
         resume.save(resume.step_folder(tmp_path, step), {"a": torch.tensor(step)}, {"step": step})
     (tmp_path / "step-00000999").mkdir()  # no index: not a checkpoint
     (tmp_path / ".step-00000500.partial").mkdir()
+    (tmp_path / ".step-200000000.partial").mkdir()  # perhaps being written at this moment
     (tmp_path / "notes").mkdir()
     assert resume.steps(tmp_path) == [3, 20, 100, 123456789]
     newest = resume.latest(tmp_path)
     assert newest == tmp_path / "step-123456789" and resume.read_state(newest) == {"step": 123456789}
     gone = resume.prune(tmp_path, 2)
     assert {path.name for path in gone} == {"step-00000003", "step-00000020", ".step-00000500.partial"}
-    assert resume.steps(tmp_path) == [100, 123456789] and (tmp_path / "notes").exists()
+    assert resume.steps(tmp_path) == [100, 123456789] and (tmp_path / "notes").exists() and (tmp_path / ".step-200000000.partial").exists()
     with pytest.raises(CheckpointError, match="keep"):
         resume.prune(tmp_path, 0)
 
@@ -245,8 +246,9 @@ def test_a_process_killed_while_saving_leaves_a_whole_checkpoint(tmp_path: Path)
     target = {"a": torch.zeros(300_000)}
     step = resume.load(newest, target)["step"]
     assert bool((target["a"] == step).all())
+    resume.save(resume.step_folder(tmp_path, step + 1), target, {"step": step + 1})
     resume.prune(tmp_path, 1)
-    assert [path.name for path in tmp_path.iterdir()] == [newest.name]
+    assert [path.name for path in tmp_path.iterdir()] == [f"step-{step + 1:08d}"]
 
 
 # ---------------------------------------------------------------------- several ranks
