@@ -161,9 +161,9 @@ void rq_swiglu_backward(const float* d_out, const float* gate, const float* up, 
 }
 
 // q_in [b, s, h, nope + r], kv [b, s, h, nope + c], k_rope [b * s] rows of stride ld_k -> head-major q, k [b, h, s, nope + r] rotated and
-// v [b, h, s, wide], zeros behind its c values.
-void rq_mla_pack(const float* q_in, const float* kv, const float* k_rope, long ld_k, const float* cos, const float* sin, float* q, float* k, float* v,
-                 long b, long s, long h, long nope, long r, long c, long wide) {
+// v [b, h, s, c].
+void rq_mla_heads(const float* q_in, const float* kv, const float* k_rope, long ld_k, const float* cos, const float* sin, float* q, float* k, float* v,
+                  long b, long s, long h, long nope, long r, long c) {
   const long d = nope + r;
 #pragma omp parallel for schedule(static)
   for (long i = 0; i < b * s; ++i) {
@@ -179,16 +179,15 @@ void rq_mla_pack(const float* q_in, const float* kv, const float* k_rope, long l
         turn(k_rope + i * ld_k, cs, sn, k + row * d + nope, r / 2, false);
       else
         std::memcpy(k + row * d + nope, turned, sizeof(float) * r);
-      std::memcpy(v + row * wide, from_kv + nope, sizeof(float) * c);
-      if (c < wide) std::memset(v + row * wide + c, 0, sizeof(float) * (wide - c));
+      std::memcpy(v + row * c, from_kv + nope, sizeof(float) * c);
     }
   }
 }
 
 // Gradients of the above; dq, dk, dv with element strides of batch, head and position (the last dimension is dense).
-void rq_mla_unpack(const float* dq, long q_b, long q_h, long q_s, const float* dk, long k_b, long k_h, long k_s, const float* dv, long v_b, long v_h,
-                   long v_s, const float* cos, const float* sin, float* dq_in, float* dkv, float* dk_rope, long b, long s, long h, long nope, long r,
-                   long c) {
+void rq_mla_heads_backward(const float* dq, long q_b, long q_h, long q_s, const float* dk, long k_b, long k_h, long k_s, const float* dv, long v_b,
+                           long v_h, long v_s, const float* cos, const float* sin, float* dq_in, float* dkv, float* dk_rope, long b, long s, long h,
+                           long nope, long r, long c) {
   const long d = nope + r;
 #pragma omp parallel for schedule(static)
   for (long i = 0; i < b * s; ++i) {

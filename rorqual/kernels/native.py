@@ -17,7 +17,7 @@ from rorqual.kernels import reference
 from rorqual.kernels.build import Built, build
 
 CHUNKS = 16  # fixed number of partial sums over rows, so that threads never change a result
-ROPE_LIMIT = 1024  # widest rotary part that mla_attention's gradient keeps on the stack
+ROPE_LIMIT = 1024  # widest rotary part that the gradient of mla_heads keeps on the stack
 QUERY_BLOCK = 128  # query rows that causal_attention takes at a time
 _VOCABULARY_CHUNK = 1 << 21  # logits held at a time by linear_cross_entropy, in elements
 
@@ -121,17 +121,17 @@ def swiglu_packed_backward(d_out: Float[Tensor, "w f"], hidden: Float[Tensor, "w
     return d_hidden, act
 
 
-class _MLAPack(torch.autograd.Function):
+class _MLAHeads(torch.autograd.Function):
     """Unrotated projections to rotated q, k and v, head-major, one pass over memory each way."""
 
     @staticmethod
-    def forward(ctx, q_in, kv, k_rope, cos, sin, wide):  # type: ignore[no-untyped-def]
+    def forward(ctx, q_in, kv, k_rope, cos, sin):  # type: ignore[no-untyped-def]
         b, s, h, d = q_in.shape
         r = k_rope.shape[-1]
         c = kv.shape[-1] // h - (d - r)
         keys, cos, sin = _rows(k_rope), cos.contiguous(), sin.contiguous()
-        q, k, v = torch.empty(b, h, s, d), torch.empty(b, h, s, d), torch.empty(b, h, s, wide)
-        _call("rq_mla_pack", q_in.contiguous(), kv.contiguous(), keys, keys.stride(0), cos, sin, q, k, v, b, s, h, d - r, r, c, wide)
+        q, k, v = torch.empty(b, h, s, d), torch.empty(b, h, s, d), torch.empty(b, h, s, c)
+        _call("rq_mla_heads", q_in.contiguous(), kv.contiguous(), keys, keys.stride(0), cos, sin, q, k, v, b, s, h, d - r, r, c)
         ctx.save_for_backward(cos, sin)
         ctx.sizes = b, s, h, d, r, c
         return q, k, v
@@ -143,13 +143,15 @@ class _MLAPack(torch.autograd.Function):
         grads = [grad if grad.stride(3) == 1 else grad.contiguous() for grad in grads]
         dq_in, dkv, dk_rope = torch.empty(b, s, h, d), torch.empty(b, s, h * (d - r + c)), torch.empty(b, s, r)
         strided = [item for grad in grads for item in (grad, *grad.stride()[:3])]
-        _call("rq_mla_unpack", *strided, cos, sin, dq_in, dkv, dk_rope, b, s, h, d - r, r, c)
-        return dq_in, dkv, dk_rope, None, None, None
+        _call("rq_mla_heads_backward", *strided, cos, sin, dq_in, dkv, dk_rope, b, s, h, d - r, r, c)
+        return dq_in, dkv, dk_rope, None, None
 
 
-def mla_pack(q: Tensor, kv: Tensor, k_rope: Tensor, cos: Tensor, sin: Tensor, wide: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Head-major (q, k [b h s d], v [b h s wide]) for attention from MLA's projections; v padded with zeros to `wide`."""
-    return _MLAPack.apply(q, kv, k_rope, cos.expand(q.shape[0], -1, -1), sin.expand(q.shape[0], -1, -1), wide)
+def mla_heads(
+    q: Float[Tensor, "b s h d"], kv: Float[Tensor, "b s w"], k_rope: Float[Tensor, "b s r"], cos: Float[Tensor, "b s p"], sin: Float[Tensor, "b s p"]
+) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s d"], Float[Tensor, "b h s c"]]:
+    """See reference.mla_heads."""
+    return _MLAHeads.apply(q, kv, k_rope, cos, sin)
 
 
 class _CausalAttention(torch.autograd.Function):
@@ -191,8 +193,10 @@ class _CausalAttention(torch.autograd.Function):
         return dq.view(b, -1, s, q.shape[-1]), dk.view(b, -1, s, k.shape[-1]), dv.view(b, -1, s, v.shape[-1]), None
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """softmax(q k^T scale) v, causal, from head-major [b h s d] to [b s h*c]."""
+def causal_attention(
+    q: Float[Tensor, "b h s d"], k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s c"], scale: float
+) -> Float[Tensor, "b s o"]:
+    """reference.attention without a mask."""
     return _CausalAttention.apply(q, k, v, float(scale))
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rorqual.kernels import native, reference
-from rorqual.kernels.reference import attention, rope
+from rorqual.kernels.reference import rope
 
 __all__ = [
     "adamw",
@@ -25,7 +25,7 @@ __all__ = [
     "grouped_fprop",
     "grouped_wgrad",
     "linear_cross_entropy",
-    "mla_attention",
+    "mla_heads",
     "rms_norm",
     "rope",
     "sort_by_expert",
@@ -60,24 +60,20 @@ def swiglu_packed_backward(d_out: Float[Tensor, "w f"], hidden: Float[Tensor, "w
     return (native if native.usable(d_out, hidden) else reference).swiglu_packed_backward(d_out, hidden)
 
 
-def mla_attention(
-    q: Float[Tensor, "b s h d"],
-    kv: Float[Tensor, "b s w"],
-    k_rope: Float[Tensor, "b s r"],
-    cos: Float[Tensor, "#b s p"],
-    sin: Float[Tensor, "#b s p"],
-    scale: float,
-    mask: Bool[Tensor, "b s s"] | None,
+def mla_heads(
+    q: Float[Tensor, "b s h d"], kv: Float[Tensor, "b s w"], k_rope: Float[Tensor, "b s r"], cos: Float[Tensor, "b s p"], sin: Float[Tensor, "b s p"]
+) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s d"], Float[Tensor, "b h s c"]]:
+    """Rotated queries and keys, and values, head-major, from MLA's projections and the shared unrotated key."""
+    return (native if k_rope.shape[-1] <= native.ROPE_LIMIT and native.usable(q, kv, k_rope, cos) else reference).mla_heads(q, kv, k_rope, cos, sin)
+
+
+def attention(
+    q: Float[Tensor, "b h s d"], k: Float[Tensor, "b h t d"], v: Float[Tensor, "b h t c"], scale: float, mask: Bool[Tensor, "b s t"] | None
 ) -> Float[Tensor, "b s o"]:
-    """Expanded MLA from unrotated q (nope first, rope last), per-head [k_nope ; v] and the shared unrotated key; mask None is causal."""
-    value_width = kv.shape[-1] // q.shape[2] - (q.shape[3] - k_rope.shape[-1])
-    if value_width > q.shape[3] or k_rope.shape[-1] > native.ROPE_LIMIT or not native.usable(q, kv, k_rope, cos, sin):
-        return reference.mla_attention(q, kv, k_rope, cos, sin, scale, mask)
-    short = mask is None and q.shape[1] <= _KEPT_PROBABILITIES
-    q, k, v = native.mla_pack(q, kv, k_rope, cos, sin, value_width if short else q.shape[3])
-    if short:
+    """softmax(q k^T scale) v over the allowed keys, heads side by side; mask None is causal with s = t."""
+    if mask is None and q.shape[2] <= _KEPT_PROBABILITIES and native.usable(q, k, v):
         return native.causal_attention(q, k, v, scale)
-    return attention(*(part.transpose(1, 2) for part in (q, k, v)), scale, mask)[..., :value_width].flatten(2)
+    return reference.attention(q, k, v, scale, mask)
 
 
 def top_k(x: Float[Tensor, "... e"], k: int) -> tuple[Float[Tensor, "... k"], Int[Tensor, "... k"]]:
@@ -157,8 +153,10 @@ def backend_report() -> list[dict[str, str]]:
     compiled = "compiled C++" if built.library is not None else "plain PyTorch"
     gpu = torch.cuda.is_available()
     rows = [{"op": op, "backend": compiled, "why": built.detail} for op in (
-        "rms_norm", "swiglu", "mla_attention", "top_k", "sort_by_expert", "gather_rows", "combine_rows", "linear_cross_entropy", "adamw")]  # fmt: skip
-    rows.append({"op": "attention", "backend": "scaled_dot_product_attention", "why": "V padded to the width of Q and K, so that the fused kernel applies"})
+        "rms_norm", "swiglu", "mla_heads", "top_k", "sort_by_expert", "gather_rows", "combine_rows", "linear_cross_entropy", "adamw")]  # fmt: skip
+    sdpa = "scaled_dot_product_attention, V padded to the width of Q and K"
+    short = f"blocks of query rows up to {_KEPT_PROBABILITIES} positions in FP32 on a CPU, else {sdpa}" if built.library is not None else sdpa
+    rows.append({"op": "attention", "backend": short, "why": "half the square is enough under a causal mask; the fused kernel wants equal widths"})
     grouped = ("F.grouped_mm", "CUDA device, BF16") if gpu else ("one GEMM per expert", "no CUDA device; on a CPU a GEMM per expert into one buffer is faster than grouped_mm")
     rows.append({"op": "grouped GEMM", "backend": grouped[0], "why": grouped[1]})
     return rows

@@ -44,38 +44,32 @@ def rope(x: Float[Tensor, "b s h r"], cos: Float[Tensor, "b s p"], sin: Float[Te
     return torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2).to(x.dtype)
 
 
-def attention(
-    q: Float[Tensor, "b s h d"], k: Float[Tensor, "b t h d"], v: Float[Tensor, "b t h c"], scale: float, mask: Bool[Tensor, "b s t"] | None
-) -> Float[Tensor, "b s h c"]:
-    """softmax(q k^T scale) v over the allowed keys; mask None is causal with s = t.
-
-    V is padded to the width of Q and K: with unequal widths the CPU falls back to the slow path.
-    """
-    width = v.shape[-1]
-    if width < q.shape[-1]:
-        v = F.pad(v, (0, q.shape[-1] - width))
-    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.unsqueeze(1), is_causal=mask is None, scale=scale)
-    return out.transpose(1, 2)[..., :width]
-
-
-def mla_attention(
-    q: Float[Tensor, "b s h d"],
-    kv: Float[Tensor, "b s w"],
-    k_rope: Float[Tensor, "b s r"],
-    cos: Float[Tensor, "b s p"],
-    sin: Float[Tensor, "b s p"],
-    scale: float,
-    mask: Bool[Tensor, "b s s"] | None,
-) -> Float[Tensor, "b s o"]:
-    """Expanded MLA from unrotated q (nope first, rope last), per-head [k_nope ; v], and the shared unrotated key."""
+def mla_heads(
+    q: Float[Tensor, "b s h d"], kv: Float[Tensor, "b s w"], k_rope: Float[Tensor, "b s r"], cos: Float[Tensor, "b s p"], sin: Float[Tensor, "b s p"]
+) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s d"], Float[Tensor, "b h s c"]]:
+    """Rotated queries and keys, and values, head-major, from unrotated q (nope first, rope last), per-head [k_nope ; v] and the
+    unrotated key that all heads share."""
     b, s, h, d = q.shape
     r = k_rope.shape[-1]
     q_nope, q_rope = q.split([d - r, r], dim=-1)
     k_nope, v = kv.view(b, s, h, -1).split([d - r, kv.shape[-1] // h - (d - r)], dim=-1)
     k_rope = rope(k_rope.unsqueeze(2), cos, sin).expand(-1, -1, h, -1)
     q, k = torch.cat([q_nope, rope(q_rope, cos, sin)], dim=-1), torch.cat([k_nope, k_rope], dim=-1)
-    return attention(q, k, v, scale, mask).reshape(b, s, -1)
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+def attention(
+    q: Float[Tensor, "b h s d"], k: Float[Tensor, "b h t d"], v: Float[Tensor, "b h t c"], scale: float, mask: Bool[Tensor, "b s t"] | None
+) -> Float[Tensor, "b s o"]:
+    """softmax(q k^T scale) v over the allowed keys, heads side by side; mask None is causal with s = t.
+
+    V is padded to the width of Q and K: with unequal widths the CPU falls back to the slow path.
+    """
+    width = v.shape[-1]
+    if width < q.shape[-1]:
+        v = F.pad(v, (0, q.shape[-1] - width))
+    out = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.unsqueeze(1), is_causal=mask is None, scale=scale)
+    return out[..., :width].transpose(1, 2).flatten(2)
 
 
 def top_k(x: Float[Tensor, "... e"], k: int) -> tuple[Float[Tensor, "... k"], Int[Tensor, "... k"]]:

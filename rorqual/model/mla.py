@@ -70,24 +70,30 @@ class MLA(nn.Module):
         self.kv_b_proj = Linear(self.kv_lora_rank, self.num_heads * (self.nope + self.v_width))
         self.o_proj = Linear(self.num_heads * self.v_width, config.hidden_size)
 
-    def up_project_q(self, c_q: Float[Tensor, "b s q"]) -> Float[Tensor, "b s w"]:
-        """All heads' queries from the query latent before its norm; the recompute policy wraps this method."""
-        return self.q_b_proj(self.q_a_layernorm(c_q))
+    def queries(self, x: Float[Tensor, "b s m"]) -> Float[Tensor, "b s q"]:
+        """What the up-projection of the queries starts from: the query latent, or x itself without query compression."""
+        return x if self.q_lora_rank is None else self.q_a_proj(x)
 
-    def up_project_kv(self, c_kv: Float[Tensor, "b t c"]) -> Float[Tensor, "b t w"]:
-        """All heads' keys (without rotation) and values from the normed latent; the recompute policy wraps this method."""
-        return self.kv_b_proj(c_kv)
+    def up_project_q(self, c_q: Float[Tensor, "b s q"]) -> Float[Tensor, "b s h d"]:
+        """All heads' unrotated queries, nope first, rope last."""
+        q = self.q_proj(c_q) if self.q_lora_rank is None else self.q_b_proj(self.q_a_layernorm(c_q))
+        return q.view(*q.shape[:2], self.num_heads, -1)
+
+    def expand(
+        self, c_q: Float[Tensor, "b s q"], c_kv: Float[Tensor, "b s c"], k_rope: Float[Tensor, "b s r"], cos: Tensor, sin: Tensor
+    ) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s d"], Float[Tensor, "b h s v"]]:
+        """The up-projections: every head's rotated q and k, and v, head-major; the recompute policy wraps this method."""
+        return ops.mla_heads(self.up_project_q(c_q), self.kv_b_proj(c_kv), k_rope, cos, sin)
 
     def forward(self, x: Float[Tensor, "b s m"], context: AttentionContext) -> Float[Tensor, "b s m"]:
-        b, s, _ = x.shape
-        q = self.q_proj(x) if self.q_lora_rank is None else self.up_project_q(self.q_a_proj(x))
-        q = q.view(b, s, self.num_heads, self.nope + self.rope)
+        s = x.shape[1]
+        c_q = self.queries(x)
         c_kv, k_rope = self.kv_a_proj_with_mqa(x).split([self.kv_lora_rank, self.rope], dim=-1)
         c_kv = self.kv_a_layernorm(c_kv)
         if context.cache is None and self.attention_form != "absorbed":
-            out = ops.mla_attention(q, self.up_project_kv(c_kv), k_rope, context.cos, context.sin, context.softmax_scale, context.mask)
-            return self.o_proj(out)
-        q_nope, q_rope = q.split([self.nope, self.rope], dim=-1)
+            q, k, v = self.expand(c_q, c_kv, k_rope, context.cos, context.sin)
+            return self.o_proj(ops.attention(q, k, v, context.softmax_scale, context.mask))
+        q_nope, q_rope = self.up_project_q(c_q).split([self.nope, self.rope], dim=-1)
         q_rope = apply_rope(q_rope, context.cos, context.sin)
         k_rope = apply_rope(k_rope.unsqueeze(2), context.cos, context.sin).squeeze(2)
         mask = context.mask
@@ -98,18 +104,19 @@ class MLA(nn.Module):
             mask = context.positions.unsqueeze(1) <= context.positions.unsqueeze(2)
         absorbed = self.attention_form == "absorbed" or (self.attention_form == "auto" and s <= self.absorbed_query_rows)
         attend = self._absorbed if absorbed else self._expanded
-        return self.o_proj(attend(q_nope, q_rope, c_kv, k_rope, mask, context.softmax_scale).reshape(b, s, -1))
+        return self.o_proj(attend(q_nope, q_rope, c_kv, k_rope, mask, context.softmax_scale))
 
-    def _expanded(self, q_nope, q_rope, c_kv, k_rope, mask, scale) -> Float[Tensor, "b s h d"]:  # type: ignore[no-untyped-def]
+    def _expanded(self, q_nope, q_rope, c_kv, k_rope, mask, scale) -> Float[Tensor, "b s o"]:  # type: ignore[no-untyped-def]
         b, t, _ = c_kv.shape
-        k_nope, v = self.up_project_kv(c_kv).view(b, t, self.num_heads, -1).split([self.nope, self.v_width], dim=-1)
+        k_nope, v = self.kv_b_proj(c_kv).view(b, t, self.num_heads, -1).split([self.nope, self.v_width], dim=-1)
         k = torch.cat([k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.num_heads, -1)], dim=-1)
-        return ops.attention(torch.cat([q_nope, q_rope], dim=-1), k, v, scale, mask)
+        q, k, v = (part.transpose(1, 2) for part in (torch.cat([q_nope, q_rope], dim=-1), k, v))
+        return ops.attention(q, k, v, scale, mask)
 
-    def _absorbed(self, q_nope, q_rope, c_kv, k_rope, mask, scale) -> Float[Tensor, "b s h d"]:  # type: ignore[no-untyped-def]
+    def _absorbed(self, q_nope, q_rope, c_kv, k_rope, mask, scale) -> Float[Tensor, "b s o"]:  # type: ignore[no-untyped-def]
         w_uk, w_uv = self.kv_b_proj.dense_weight().view(self.num_heads, -1, self.kv_lora_rank).split([self.nope, self.v_width], dim=1)
         q_latent = einsum("bshd,hdc->bshc", q_nope, w_uk)
         scores = einsum("bshc,btc->bsht", q_latent, c_kv) + einsum("bshr,btr->bsht", q_rope, k_rope)
         scores = (scores.float() * scale).masked_fill(~mask.unsqueeze(2), float("-inf"))
         mixed = einsum("bsht,btc->bshc", scores.softmax(dim=-1).to(c_kv.dtype), c_kv)
-        return einsum("bshc,hdc->bshd", mixed, w_uv)
+        return einsum("bshc,hdc->bshd", mixed, w_uv).flatten(2)

@@ -54,19 +54,20 @@ def test_swiglu_of_small_and_large_values() -> None:
 @compiled
 @pytest.mark.parametrize("length", [1, 5, 127, 128, 129, 300])
 @pytest.mark.parametrize("values", [12, 20, 40])
-def test_mla_attention(length: int, values: int) -> None:
+def test_mla_heads_and_attention(length: int, values: int) -> None:
     b, h, nope, r = 2, 3, 16, 8
     angle = torch.arange(length).unsqueeze(-1) * torch.tensor([1.0, 0.5, 0.1, 0.01])
     cos, sin = angle.cos().unsqueeze(0), angle.sin().unsqueeze(0)
 
     def call(module: object) -> Callable[..., torch.Tensor]:
-        return lambda q, kv, k: module.mla_attention(q, kv, k, cos.expand(b, -1, -1), sin.expand(b, -1, -1), 0.3, None)  # type: ignore[attr-defined]
+        tables = cos.expand(b, -1, -1), sin.expand(b, -1, -1)
+        return lambda q, kv, k: module.attention(*module.mla_heads(q, kv, k, *tables), 0.3, None)  # type: ignore[attr-defined]
 
     agree(call(ops), call(reference), randn(b, length, h, nope + r), randn(b, length, h * (nope + values)), randn(b, length, r))
 
 
 @compiled
-def test_mla_attention_under_a_mask_and_beyond_the_short_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_under_a_mask_and_beyond_the_short_path(monkeypatch: pytest.MonkeyPatch) -> None:
     b, s, h = 1, 20, 2
     angle = torch.arange(s).unsqueeze(-1) * torch.tensor([1.0, 0.1])
     cos, sin = angle.cos().unsqueeze(0), angle.sin().unsqueeze(0)
@@ -74,7 +75,7 @@ def test_mla_attention_under_a_mask_and_beyond_the_short_path(monkeypatch: pytes
     mask = torch.ones(s, s, dtype=torch.bool).tril() & (torch.arange(s) // 7 == torch.arange(s).unsqueeze(1) // 7)
     for wanted in (mask.unsqueeze(0), None):
         monkeypatch.setattr(ops, "_KEPT_PROBABILITIES", 10)
-        agree(lambda q, kv, k, m=wanted: ops.mla_attention(q, kv, k, cos, sin, 0.3, m), lambda q, kv, k, m=wanted: reference.mla_attention(q, kv, k, cos, sin, 0.3, m), *inputs)
+        agree(*(lambda q, kv, k, m=module, w=wanted: m.attention(*m.mla_heads(q, kv, k, cos, sin), 0.3, w) for module in (ops, reference)), *inputs)
 
 
 @compiled

@@ -29,7 +29,7 @@ def gradients(model: CausalLM, *parts: dict[str, object]) -> tuple[float, torch.
     for part in parts:
         loss = compute_loss(model, mtp_loss_weight=0.3, aux_loss_alpha=0.1, **part).loss  # type: ignore[arg-type]
         loss.backward()
-        total += float(loss)
+        total += float(loss.detach())
     return total, torch.cat([p.grad.reshape(-1) if p.grad is not None else torch.zeros(p.numel()) for p in model.parameters()])
 
 
@@ -44,7 +44,7 @@ def test_denominators_of_the_report(depth: int, extra: float) -> None:
     unit = math.log(256)
     assert float(out.main) / unit == pytest.approx(1.0)
     assert float(out.mtp) / unit == pytest.approx(extra / 0.3)
-    assert float(out.loss) / unit == pytest.approx(1.0 + extra)
+    assert float(out.loss.detach()) / unit == pytest.approx(1.0 + extra)
 
 
 def test_two_micro_batches_of_unequal_length() -> None:
@@ -129,7 +129,7 @@ def test_balance_term_is_weighted_by_alpha_alone() -> None:
     model, (ids, targets) = made(), batch()
     losses = [compute_loss(model, ids, targets, num_targets=16, mtp_loss_weight=0.3, aux_loss_alpha=alpha) for alpha in (0.0, 0.1, 0.2)]
     assert float(losses[2].balance) == pytest.approx(2 * float(losses[1].balance))
-    assert float(losses[1].loss) - float(losses[0].loss) == pytest.approx(float(losses[1].balance), abs=1e-5)
+    assert float(losses[1].loss.detach()) - float(losses[0].loss.detach()) == pytest.approx(float(losses[1].balance), abs=1e-5)
     assert float(losses[1].balance) / 0.1 == pytest.approx(3.0, rel=0.3)  # about one per MoE layer
 
 
