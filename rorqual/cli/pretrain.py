@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
             from rorqual.train.hyperparams import from_command_line
 
             print("\nfields of the configuration:\n")
-            from_command_line(_read(args.recipe), ["--help"], prog="rorqual pretrain")
+            from_command_line(read_recipe(args.recipe), ["--help"], prog="rorqual pretrain")
         return 0
     if overrides and not overrides[0].startswith("--"):
         parser.error(f"unexpected argument {overrides[0]!r}")
@@ -113,13 +113,13 @@ def _configure(args: argparse.Namespace, overrides: list[str], usage: Callable[[
     """The run's configuration and folder. Where no recipe is named, the run in the folder, or the parent's, gives it."""
     from rorqual.train.hyperparams import from_command_line
 
-    settings = _settings(args.set)
+    settings = read_settings(args.set)
     if args.init is not None:
         from rorqual.train import extend
 
         if args.out is None:
             usage("--init needs --out: a new phase has a folder of its own")
-        run = extend.derive(args.init, _read(args.recipe) if args.recipe else None, settings)
+        run = extend.derive(args.init, read_recipe(args.recipe) if args.recipe else None, settings)
     elif args.recipe is None:
         if not args.resume or args.out is None:
             usage("name a recipe or a config.json, or give --out DIR --resume")
@@ -127,12 +127,12 @@ def _configure(args: argparse.Namespace, overrides: list[str], usage: Callable[[
 
         run = read_config(args.out).with_(settings)
     else:
-        run = _read(args.recipe).with_(settings)
+        run = read_recipe(args.recipe).with_(settings)
     run = from_command_line(run, overrides, prog="rorqual pretrain") if overrides else run
     return run, args.out or Path("runs") / run.name
 
 
-def _read(recipe: str) -> RunConfig:
+def read_recipe(recipe: str) -> RunConfig:
     """The configuration that a recipe's name or the path of a config.json stands for."""
     if not recipe.endswith(".json"):
         from rorqual.recipes.catalog import recipe as named
@@ -149,7 +149,7 @@ def _read(recipe: str) -> RunConfig:
     return RunConfig.from_json(text)
 
 
-def _settings(pairs: list[str]) -> dict[str, Any]:
+def read_settings(pairs: list[str]) -> dict[str, Any]:
     """{dotted field: value} of --set FIELD=JSON; a value that is no JSON is taken as text."""
     settings: dict[str, Any] = {}
     for pair in pairs:

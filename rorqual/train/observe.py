@@ -5,13 +5,16 @@ Every function leaves parameters, biases, counts and generators as they were (fi
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
+from rorqual.inference.generate import generate
+from rorqual.inference.sampler import SamplingParams
 from rorqual.train.hyperparams import RunConfig
 from rorqual.train.metrics import MetricsLog, Progress
 from rorqual.train.state import TrainState
 from rorqual.train.validation import Evaluation, evaluate
+
+TEMPERATURE = 0.7  # of samples: below 1, since a small model's tail is noise
 
 
 def _look(run: RunConfig, state: TrainState, data: Any, max_tokens: int | None, sliding: bool) -> tuple[str, Evaluation]:
@@ -39,18 +42,21 @@ def validate(run: RunConfig, state: TrainState, data: Any, log: MetricsLog, prog
 
 
 def sample(run: RunConfig, state: TrainState, data: Any, log: MetricsLog) -> None:
-    """Continues every prompt; the draw is keyed by (seed, prompt), so that samples of different steps differ by the model alone."""
-    if not run.train.sample_prompts:
+    """Continues every prompt as the start of a document; the draw is keyed by (seed, prompt number), so samples of two steps differ by the model alone."""
+    prompts = run.train.sample_prompts
+    if not prompts:
         return
-    from rorqual.inference.generate import generate
-
-    for prompt in run.train.sample_prompts:
-        ids = data.tokenizer.encode(prompt)
-        key = hashlib.blake2b(f"{run.train.seed}:{prompt}".encode(), digest_size=6).digest()
-        out = generate(
-            state.model, ids, run.train.sample_tokens, eos_id=data.tokenizer.eos_id, temperature=0.7, seed=int.from_bytes(key, "big")
+    eos, longest = data.tokenizer.eos_id, run.model.max_position_embeddings
+    ids = [[eos, *data.tokenizer.encode(prompt)][: longest - 1] for prompt in prompts]
+    params = [
+        SamplingParams(
+            max_tokens=min(run.train.sample_tokens, longest - len(prompt)), temperature=TEMPERATURE, seed=run.train.seed + number
         )
-        log.write("sample", step=state.position.step, tokens=state.position.tokens, prompt=prompt, text=data.tokenizer.decode(out))
+        for number, prompt in enumerate(ids)
+    ]
+    for done in generate(state.model, ids, params, vocab_limit=data.vocab_size).completions:
+        text = data.tokenizer.decode([token for token in done.token_ids if token != eos])
+        log.write("sample", step=state.position.step, tokens=state.position.tokens, prompt=prompts[done.index], text=text)
 
 
 def final(run: RunConfig, state: TrainState, data: Any, log: MetricsLog, progress: Progress) -> list[dict[str, Any]]:
