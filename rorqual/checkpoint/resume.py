@@ -27,7 +27,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from rorqual.checkpoint.folder import abandon, explained
+from rorqual.checkpoint.folder import abandon, explained, temporary
 from rorqual.checkpoint.logical import logical_tensors, split_experts
 from rorqual.checkpoint.storage import INDEX_NAME, SafetensorsReader, SafetensorsWriter, StrictLoadPlanner, read_index
 from rorqual.errors import CheckpointError
@@ -69,10 +69,11 @@ def prune(root: Path, keep: int) -> list[Path]:
     old = [step_folder(root, step) for step in found[:-keep]]
     named = ((_LEFT.fullmatch(path.name), path) for path in (root.iterdir() if found else ()))
     left = [path for match, path in named if match and int(match[1]) <= found[-1]]
-    for folder in old + left:
-        # the index goes first, so that a kill half-way leaves nothing that looks whole
-        (folder / INDEX_NAME).unlink(missing_ok=True)
+    for folder in left:
         shutil.rmtree(folder)
+    for folder in old:
+        # renamed first, so that a kill half-way leaves nothing that looks whole, and the next call finds the rest
+        shutil.rmtree(folder.rename(temporary(folder)))
     return old + left
 
 

@@ -225,6 +225,18 @@ def test_an_interrupt_stays_an_interrupt(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == []
 
 
+def test_pruning_that_was_cut_short_is_finished_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2, 3):
+        resume.save(resume.step_folder(tmp_path, step), {"a": torch.tensor(step)}, {})
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", full)
+        with pytest.raises(OSError):
+            resume.prune(tmp_path, 2)
+    assert resume.steps(tmp_path) == [2, 3] and len(list(tmp_path.iterdir())) == 3
+    resume.prune(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
+
+
 def test_a_process_killed_while_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     code = (
         "import sys, torch; from pathlib import Path; from rorqual.checkpoint import resume\n"
