@@ -62,7 +62,7 @@ def _help() -> str:
         lines.append(f"{group}:")
         lines += [f"  {verb:<16} {_summary(verb)}" for verb in verbs]
         lines.append("")
-    return "\n".join(lines) + "Start with `rorqual run laptop`, or with `rorqual doctor` to see what this machine can do."
+    return "\n".join(lines) + "\nStart with `rorqual run laptop`, or with `rorqual doctor` to see what this machine can do."
 
 
 def _summary(verb: str) -> str:
