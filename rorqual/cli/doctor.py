@@ -1,4 +1,4 @@
-"""Show this machine's cores, ISA, measured rates, torch build, and the kernel chosen for each operation and why.
+"""Show cores, ISA, measured rates, the torch build, and which kernel is chosen for each operation and why.
 
 rorqual doctor              # about three seconds
 rorqual doctor --json       # the same as one JSON object

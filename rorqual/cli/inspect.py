@@ -1,4 +1,4 @@
-"""Show what a model is: parameters under each convention, tensors, bytes, cache per token, what a folder lacks or has too much.
+"""Show what a model folder holds: parameters, tensors, bytes, cache per token, and what it lacks or has too much.
 
 rorqual inspect DIR                  # a model folder: its files against its config.json; exit code 1 when they do not fit
 rorqual inspect runs/laptop          # the model that a run exported
