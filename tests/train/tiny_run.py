@@ -14,7 +14,7 @@ from tests.tiny import t0
 
 EOS = 1
 SHAPE = {
-    "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "moe_intermediate_size": 16, "n_routed_experts": 4, "n_group": 2,
+    "hidden_size": 32, "num_hidden_layers": 1, "first_k_dense_replace": 0, "intermediate_size": 64, "moe_intermediate_size": 16, "n_routed_experts": 4, "n_group": 2,
     "topk_group": 1, "num_attention_heads": 2, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8,
     "v_head_dim": 8, "initializer_range": 0.02,
 }  # fmt: skip
@@ -63,8 +63,8 @@ def tiny_run(steps: int = 12, *, model: dict[str, Any] | None = None, **changes:
     fields: dict[str, Any] = {
         "total_tokens": total, "sequence_length": 16, "micro_batch_sequences": 2,
         "learning_rate": LearningRateSchedule.scaled(total, peak=3e-3, warmup_steps=4), "batch": BatchSchedule.constant(4),
-        "bias_update_speed": GammaSchedule(until_tokens=total - 128), "mtp_loss_weight": LambdaSchedule.scaled(total), "ema_decay": 0.9,
-        "checkpoint_every_steps": 10, "keep_checkpoints": 3, "validate_every_steps": 9, "validation_tokens": 40, "seed": 3,
+        "bias_update_speed": GammaSchedule(until_tokens=max(0, total - 128)), "mtp_loss_weight": LambdaSchedule.scaled(total), "ema_decay": 0.9,
+        "checkpoint_every_steps": 5, "keep_checkpoints": 2, "validate_every_steps": 4, "validation_tokens": 40, "seed": 3,
     }  # fmt: skip
     return RunConfig(
         name="tiny",
