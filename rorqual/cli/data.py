@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import fields
+from typing import Any
 
 
 def main(argv: list[str]) -> int:
@@ -66,7 +67,7 @@ def _number(parser: argparse.ArgumentParser, name: str, kind: type, default: flo
     parser.add_argument(name, type=kind, default=default, metavar="X" if kind is float else "N", help=f"{what} (default: %(default)s)")
 
 
-def _print(index: dict, out: str) -> None:
+def _print(index: dict[str, Any], out: str) -> None:
     print(f"{'source':<14}{'documents':>12}{'tokens':>14}{'bytes':>14}{'held out':>10}{'duplicates':>12}{'near':>8}")
     for name, entry in index["sources"].items():
         train = entry["train"]

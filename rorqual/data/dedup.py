@@ -93,10 +93,10 @@ def duplicates(files: Iterable[RunFile], low: int, high: int) -> NDArray[np.int6
             first = data[start : start + length]
             begin = int(np.searchsorted(first, np.uint64(low)))
             end = length if high == 2**64 else int(np.searchsorted(first, np.uint64(high)))
-            for column, number in zip(columns, range(3), strict=True):
-                offset = start + number * length
+            for place, column in enumerate(columns):
+                offset = start + place * length
                 values = np.array(data[offset + begin : offset + end])
-                column.append(values + np.uint64(file.base) if number == 2 else values)
+                column.append(values + np.uint64(file.base) if place == 2 else values)
             start += 3 * length
         del data
     if not columns[0]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -46,7 +47,7 @@ def _p(tensor: Tensor, offset: int = 0) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr() + 4 * offset)
 
 
-def _call(name: str, *args: object) -> None:
+def _call(name: str, *args: Any) -> None:
     """Calls one kernel: tensors as pointers, ints as long, floats as float."""
     kinds = {int: ctypes.c_long, float: ctypes.c_float, bool: ctypes.c_int}
     values = [_p(a) if isinstance(a, Tensor) else a if a is None or isinstance(a, ctypes.c_void_p) else kinds[type(a)](a) for a in args]
@@ -140,7 +141,7 @@ class _MLAHeads(torch.autograd.Function):
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
         cos, sin = ctx.saved_tensors
         b, s, h, d, r, c = ctx.sizes
-        grads = [grad if grad.stride(3) == 1 else grad.contiguous() for grad in grads]
+        grads = tuple(grad if grad.stride(3) == 1 else grad.contiguous() for grad in grads)
         dq_in, dkv, dk_rope = torch.empty(b, s, h, d), torch.empty(b, s, h * (d - r + c)), torch.empty(b, s, r)
         strided = [item for grad in grads for item in (grad, *grad.stride()[:3])]
         _call("rq_mla_heads_backward", *strided, cos, sin, dq_in, dkv, dk_rope, b, s, h, d - r, r, c)

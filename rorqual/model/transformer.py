@@ -64,6 +64,11 @@ class CausalLM(nn.Module):
         """The output matrix: lm_head's, or the embedding's where the two are tied."""
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.dense_weight()
 
+    @property
+    def mtp_modules(self) -> list[MTPBlock]:
+        """The MTP modules, the last blocks of the one ordered list."""
+        return [block for block in self.model.layers if isinstance(block, MTPBlock)]
+
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
         """N(0, initializer_range) for every matrix, one for every norm, zero for router biases.
@@ -84,7 +89,7 @@ class CausalLM(nn.Module):
 
     def router_biases(self) -> list[tuple[int, Float[Tensor, " e"]]]:
         """(layer, e_score_correction_bias) of every MoE block that has one, MTP included, in order."""
-        blocks = ((block.layer, getattr(block.mlp, "gate", None)) for block in self.model.layers)
+        blocks = ((block.layer, getattr(block.mlp, "gate", None)) for block in self.model.layers if isinstance(block, Block))
         return [(layer, gate.e_score_correction_bias) for layer, gate in blocks if gate is not None and gate.e_score_correction_bias is not None]
 
     def logits(self, hidden: Float[Tensor, "... m"]) -> Float[Tensor, "... v"]:
@@ -133,7 +138,7 @@ class CausalLM(nn.Module):
                 stats.append((block_stats, token_mask, sequences))
         hidden = previous = self.model.norm(x)
         mtp_hidden = []
-        for ahead, block in enumerate(self.model.layers[depth:] if mtp else (), start=1):
+        for ahead, block in enumerate(self.mtp_modules if mtp else (), start=1):
             keep = input_ids.shape[1] - ahead
             if keep < 1:
                 break
@@ -150,8 +155,7 @@ class CausalLM(nn.Module):
         self, index: int, hidden: Float[Tensor, "b s m"], next_ids: Int[Tensor, "b s"], positions: Int[Tensor, "b s"], cache: LatentCache
     ) -> Float[Tensor, "b s m"]:
         """MTP module `index` (0-based) over a cache: h^index and Emb(t_{i+1+index}) to h^{index+1}, after shared_head.norm."""
-        block = self.model.layers[self.config.num_hidden_layers + index]
-        return block.predict(hidden, self.model.embed_tokens(next_ids), self.context(positions, cache=cache))[0]
+        return self.mtp_modules[index].predict(hidden, self.model.embed_tokens(next_ids), self.context(positions, cache=cache))[0]
 
     @staticmethod
     def _same_segment(segment_ids: Tensor | None, token_mask: Tensor | None, ahead: int) -> Tensor | None:

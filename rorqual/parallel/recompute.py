@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from rorqual.errors import ConfigError
-from rorqual.model.block import Block
 from rorqual.model.layers import DenseMLP, RMSNorm
 from rorqual.model.mla import MLA
 from rorqual.model.transformer import CausalLM
@@ -80,7 +79,7 @@ def apply(model: CausalLM, policy: tuple[str, ...]) -> None:
         _wrap_block(block, policy)
 
 
-def _wrap_block(block: Block, policy: tuple[str, ...]) -> None:
+def _wrap_block(block: nn.Module, policy: tuple[str, ...]) -> None:
     regions: list[_Region] = []  # the open region of this block, if it is running
     for part in policy:
         kind, method = _METHODS[part]
@@ -99,7 +98,7 @@ def _wrap_block(block: Block, policy: tuple[str, ...]) -> None:
         finally:
             regions.pop()
 
-    block.forward = run  # type: ignore[method-assign]
+    block.forward = run
 
 
 def _wrap_method(call: Callable[..., Any], regions: list[_Region]) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,7 @@ class Tokenizer:
 
     def content(self) -> dict[str, Any]:
         """A copy of the parsed tokenizer.json."""
-        return json.loads(json.dumps(self._content))
+        return deepcopy(self._content)
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and a tokenizer_config.json that transformers loads to the same ids."""

@@ -23,12 +23,18 @@ from rorqual.kernels import ops
 class AdamWConfig(Protocol):
     """What the optimiser needs to know; `train.hyperparams.OptimizerConfig` is one."""
 
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    clip_norm: float
-    moments: str
+    @property
+    def beta1(self) -> float: ...
+    @property
+    def beta2(self) -> float: ...
+    @property
+    def eps(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def clip_norm(self) -> float: ...
+    @property
+    def moments(self) -> str: ...
 
     def decays(self, ndim: int) -> bool:
         """Whether a parameter of `ndim` dimensions is decayed."""
@@ -141,7 +147,7 @@ class AdamW:
             ]  # fmt: skip
             if rows[0][0].device.type == "cpu":
                 for row in rows:
-                    ops.adamw(*row, **constants)
+                    ops.adamw(*row, **constants)  # type: ignore[arg-type]
             else:
                 adamw_foreach(*(list(tensors) for tensors in zip(*rows, strict=True)), **constants)  # type: ignore[arg-type]
         for name, p in self.parameters.items():

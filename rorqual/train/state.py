@@ -117,11 +117,10 @@ def build(run: RunConfig, device: torch.device, dtype: torch.dtype, start: Mappi
     model.to(device)
     masters: dict[str, Tensor] = {}
     if dtype != torch.float32:
-        head = None if model.lm_head is None else model.lm_head.weight.detach().clone()
         masters = {name: p.detach().clone() for name, p in model.named_parameters()}
         model.to(dtype)
         if model.lm_head is not None:
-            model.lm_head.weight.data = head
+            model.lm_head.weight.data = masters["lm_head.weight"].clone()
     optimizer = AdamW(model.named_parameters(), run.train.optimizer, masters)
     ema = None if run.train.ema_decay is None else EMA(optimizer.master, run.train.ema_decay)
     return TrainState(model, optimizer, ema, Position())

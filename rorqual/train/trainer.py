@@ -44,6 +44,11 @@ class Batch:
     segment_ids: Tensor | None = None
     token_mask: Tensor | None = None
 
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        segment_ids, token_mask = (None if t is None else t.to(device, non_blocking=True) for t in (self.segment_ids, self.token_mask))
+        return Batch(self.input_ids.to(device, non_blocking=True), self.targets.to(device, non_blocking=True), segment_ids, token_mask)
+
     def micro(self, size: int) -> Iterator[Batch]:
         """Parts of at most `size` sequences."""
         for first in range(0, self.input_ids.shape[0], size):
@@ -82,12 +87,9 @@ def train_step(
         if interrupted():
             optimizer.zero_grad()
             return StepResult("interrupted", num_targets)
-        moved = [
-            None if t is None else t.to(device, non_blocking=True)
-            for t in (part.input_ids, part.targets, part.segment_ids, part.token_mask)
-        ]
-        out = compute_loss(model, moved[0], moved[1], num_targets=num_targets, mtp_loss_weight=mtp_loss_weight, aux_loss_alpha=aux_loss_alpha,
-                           segment_ids=moved[2], token_mask=moved[3])  # fmt: skip
+        part = part.to(device)
+        out = compute_loss(model, part.input_ids, part.targets, num_targets=num_targets, mtp_loss_weight=mtp_loss_weight,
+                           aux_loss_alpha=aux_loss_alpha, segment_ids=part.segment_ids, token_mask=part.token_mask)  # fmt: skip
         out.loss.backward()
         optimizer.accumulate()
         terms += torch.stack([out.loss.detach().double(), out.main.double(), out.mtp.double(), out.balance.double()])
