@@ -38,7 +38,14 @@ def machine() -> dict[str, Any]:
     except (OSError, StopIteration):
         pass
     isa = torch.backends.cpu.get_cpu_capability()
-    return {"cpu": name, "isa": isa, "threads": torch.get_num_threads(), "cores": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version()}
+    return {
+        "cpu": name,
+        "isa": isa,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def emit(what: str, value: float, peer: float | None, ratio: float | None, **more: Any) -> None:
@@ -51,7 +58,9 @@ def emit(what: str, value: float, peer: float | None, ratio: float | None, **mor
     print(json.dumps({key: short(x) for key, x in line.items()}), flush=True)
 
 
-def alternate(ours: Callable[[], object], peer: Callable[[], object] | None, seconds: float, least: int = 3, most: int = 50) -> tuple[list[float], list[float]]:
+def alternate(
+    ours: Callable[[], object], peer: Callable[[], object] | None, seconds: float, least: int = 3, most: int = 50
+) -> tuple[list[float], list[float]]:
     """Seconds per call of both, one after the other until the time is up, after one warm-up call each."""
     calls = [ours] if peer is None else [ours, peer]
     times: list[list[float]] = [[], []]

@@ -61,7 +61,9 @@ def main() -> None:
         weights, indices = scores.topk(config.num_experts_per_tok)
         routing = Routing(indices, weights / weights.sum(-1, keepdim=True), scores)
         up = torch.randn(args.tokens, config.hidden_size, generator=generator)
-        torch.testing.assert_close(ours(experts, x, routing, config.n_routed_experts), grouped(experts, x, routing, config.n_routed_experts), atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(
+            ours(experts, x, routing, config.n_routed_experts), grouped(experts, x, routing, config.n_routed_experts), atol=1e-4, rtol=1e-3
+        )
 
         def both(way: Callable[..., torch.Tensor]) -> Callable[[], object]:
             leaves = [x, *experts.parameters()]  # noqa: B023

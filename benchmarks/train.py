@@ -75,13 +75,17 @@ def transformers_peer(model: CausalLM, ids: torch.Tensor) -> tuple[torch.nn.Modu
     with tempfile.TemporaryDirectory() as folder:
         hf.export(model, None, Path(folder) / "model")
         for experts in ("grouped_mm", "eager"):
-            peer = DeepseekV3ForCausalLM.from_pretrained(Path(folder) / "model", dtype=torch.float32, experts_implementation=experts).train()
+            peer = DeepseekV3ForCausalLM.from_pretrained(
+                Path(folder) / "model", dtype=torch.float32, experts_implementation=experts
+            ).train()
             run = peer_step(peer, ids[:1], [], False)
             run()
             start = time.perf_counter()
             run()
             seconds = time.perf_counter() - start
-            peer = DeepseekV3ForCausalLM.from_pretrained(Path(folder) / "model", dtype=torch.float32, experts_implementation=experts).train()
+            peer = DeepseekV3ForCausalLM.from_pretrained(
+                Path(folder) / "model", dtype=torch.float32, experts_implementation=experts
+            ).train()
             if best is None or seconds < best[0]:
                 best = (seconds, peer, experts)
     assert best is not None

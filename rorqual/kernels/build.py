@@ -62,7 +62,10 @@ def build() -> Built:
     why = ""
     for openmp in (True, False):
         try:
-            return Built(_load(path, openmp), f"compiled by {Path(path).name} with -march=native, {'OpenMP of torch' if openmp else 'one thread: ' + why}")
+            return Built(
+                _load(path, openmp),
+                f"compiled by {Path(path).name} with -march=native, {'OpenMP of torch' if openmp else 'one thread: ' + why}",
+            )
         except (OSError, subprocess.SubprocessError) as error:
             stderr = getattr(error, "stderr", "") or ""
             why = (stderr.strip().splitlines() or [str(error)])[-1]
@@ -81,6 +84,8 @@ def _load(path: str, openmp: bool) -> ctypes.CDLL:
             unlinked, linked = Path(folder) / "native.o", Path(folder) / "native.so"
             subprocess.run([path, *flags, "-c", str(SOURCE), "-o", str(unlinked)], capture_output=True, text=True, timeout=120, check=True)
             undefined = ["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else []
-            subprocess.run([path, "-shared", *undefined, str(unlinked), "-o", str(linked)], capture_output=True, text=True, timeout=120, check=True)
+            subprocess.run(
+                [path, "-shared", *undefined, str(unlinked), "-o", str(linked)], capture_output=True, text=True, timeout=120, check=True
+            )
             os.replace(linked, target)
     return ctypes.CDLL(str(target))

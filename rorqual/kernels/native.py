@@ -40,7 +40,11 @@ def library() -> Built:
 
 def usable(*tensors: Tensor) -> bool:
     """Whether these tensors can go through the compiled kernels: FP32, on the CPU, not being traced by a compiler."""
-    return all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors) and not torch.compiler.is_compiling() and library().library is not None
+    return (
+        all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+        and not torch.compiler.is_compiling()
+        and library().library is not None
+    )
 
 
 def _p(tensor: Tensor, offset: int = 0) -> ctypes.c_void_p:
@@ -149,7 +153,11 @@ class _MLAHeads(torch.autograd.Function):
 
 
 def mla_heads(
-    q: Float[Tensor, "b s h d"], kv: Float[Tensor, "b s w"], k_rope: Float[Tensor, "b s r"], cos: Float[Tensor, "b s p"], sin: Float[Tensor, "b s p"]
+    q: Float[Tensor, "b s h d"],
+    kv: Float[Tensor, "b s w"],
+    k_rope: Float[Tensor, "b s r"],
+    cos: Float[Tensor, "b s p"],
+    sin: Float[Tensor, "b s p"],
 ) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s d"], Float[Tensor, "b h s c"]]:
     """See reference.mla_heads."""
     return _MLAHeads.apply(q, kv, k_rope, cos, sin)
@@ -212,7 +220,11 @@ def top_k(x: Float[Tensor, "... e"], k: int) -> tuple[Float[Tensor, "... k"], In
 def sort_by_expert(indices: Int[Tensor, "n k"], num_experts: int) -> tuple[Int[Tensor, " w"], Int[Tensor, "n k"], Int[Tensor, " e"]]:
     """See reference.sort_by_expert."""
     indices = indices.contiguous()
-    source, slots, offs = torch.empty(indices.numel(), dtype=torch.int64), torch.empty_like(indices), torch.empty(num_experts, dtype=torch.int32)
+    source, slots, offs = (
+        torch.empty(indices.numel(), dtype=torch.int64),
+        torch.empty_like(indices),
+        torch.empty(num_experts, dtype=torch.int32),
+    )
     _call("rq_sort_by_expert", indices, *indices.shape, num_experts, source, slots, offs)
     return source, slots, offs
 

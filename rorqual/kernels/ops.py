@@ -61,10 +61,16 @@ def swiglu_packed_backward(d_out: Float[Tensor, "w f"], hidden: Float[Tensor, "w
 
 
 def mla_heads(
-    q: Float[Tensor, "b s h d"], kv: Float[Tensor, "b s w"], k_rope: Float[Tensor, "b s r"], cos: Float[Tensor, "b s p"], sin: Float[Tensor, "b s p"]
+    q: Float[Tensor, "b s h d"],
+    kv: Float[Tensor, "b s w"],
+    k_rope: Float[Tensor, "b s r"],
+    cos: Float[Tensor, "b s p"],
+    sin: Float[Tensor, "b s p"],
 ) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s d"], Float[Tensor, "b h s c"]]:
     """Rotated queries and keys, and values, head-major, from MLA's projections and the shared unrotated key."""
-    return (native if k_rope.shape[-1] <= native.ROPE_LIMIT and native.usable(q, kv, k_rope, cos) else reference).mla_heads(q, kv, k_rope, cos, sin)
+    return (native if k_rope.shape[-1] <= native.ROPE_LIMIT and native.usable(q, kv, k_rope, cos) else reference).mla_heads(
+        q, kv, k_rope, cos, sin
+    )
 
 
 def attention(
@@ -155,8 +161,16 @@ def backend_report() -> list[dict[str, str]]:
     rows = [{"op": op, "backend": compiled, "why": built.detail} for op in (
         "rms_norm", "swiglu", "mla_heads", "top_k", "sort_by_expert", "gather_rows", "combine_rows", "linear_cross_entropy", "adamw")]  # fmt: skip
     sdpa = "scaled_dot_product_attention, V padded to the width of Q and K"
-    short = f"blocks of query rows up to {_KEPT_PROBABILITIES} positions in FP32 on a CPU, else {sdpa}" if built.library is not None else sdpa
-    rows.append({"op": "attention", "backend": short, "why": "half the square is enough under a causal mask; the fused kernel wants equal widths"})
-    grouped = ("F.grouped_mm", "CUDA device, BF16") if gpu else ("one GEMM per expert", "no CUDA device; on a CPU a GEMM per expert into one buffer is faster than grouped_mm")
+    short = (
+        f"blocks of query rows up to {_KEPT_PROBABILITIES} positions in FP32 on a CPU, else {sdpa}" if built.library is not None else sdpa
+    )
+    rows.append(
+        {"op": "attention", "backend": short, "why": "half the square is enough under a causal mask; the fused kernel wants equal widths"}
+    )
+    grouped = (
+        ("F.grouped_mm", "CUDA device, BF16")
+        if gpu
+        else ("one GEMM per expert", "no CUDA device; on a CPU a GEMM per expert into one buffer is faster than grouped_mm")
+    )
     rows.append({"op": "grouped GEMM", "backend": grouped[0], "why": grouped[1]})
     return rows

@@ -45,7 +45,11 @@ def rope(x: Float[Tensor, "b s h r"], cos: Float[Tensor, "b s p"], sin: Float[Te
 
 
 def mla_heads(
-    q: Float[Tensor, "b s h d"], kv: Float[Tensor, "b s w"], k_rope: Float[Tensor, "b s r"], cos: Float[Tensor, "b s p"], sin: Float[Tensor, "b s p"]
+    q: Float[Tensor, "b s h d"],
+    kv: Float[Tensor, "b s w"],
+    k_rope: Float[Tensor, "b s r"],
+    cos: Float[Tensor, "b s p"],
+    sin: Float[Tensor, "b s p"],
 ) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s d"], Float[Tensor, "b h s c"]]:
     """Rotated queries and keys, and values, head-major, from unrotated q (nope first, rope last), per-head [k_nope ; v] and the
     unrotated key that all heads share."""

@@ -90,7 +90,9 @@ class CausalLM(nn.Module):
     def router_biases(self) -> list[tuple[int, Float[Tensor, " e"]]]:
         """(layer, e_score_correction_bias) of every MoE block that has one, MTP included, in order."""
         blocks = ((block.layer, getattr(block.mlp, "gate", None)) for block in self.model.layers if isinstance(block, Block))
-        return [(layer, gate.e_score_correction_bias) for layer, gate in blocks if gate is not None and gate.e_score_correction_bias is not None]
+        return [
+            (layer, gate.e_score_correction_bias) for layer, gate in blocks if gate is not None and gate.e_score_correction_bias is not None
+        ]
 
     def logits(self, hidden: Float[Tensor, "... m"]) -> Float[Tensor, "... v"]:
         """The output head in FP32 (report section 3.3: the head keeps its precision)."""
@@ -168,7 +170,9 @@ class CausalLM(nn.Module):
     def _masked(ids: Tensor, real: Tensor | None) -> Tensor:
         return ids if real is None else ids.masked_fill(~real, -1)
 
-    def _output(self, hidden: Tensor, mtp_hidden: tuple[Tensor, ...], stats: list[tuple[BlockStats, Tensor | None, SequenceWeights | None]]) -> Output:
+    def _output(
+        self, hidden: Tensor, mtp_hidden: tuple[Tensor, ...], stats: list[tuple[BlockStats, Tensor | None, SequenceWeights | None]]
+    ) -> Output:
         loads, losses = [], []
         for block_stats, real, sequences in stats:
             routing = block_stats.routing

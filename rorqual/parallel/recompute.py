@@ -19,7 +19,11 @@ from rorqual.model.layers import DenseMLP, RMSNorm
 from rorqual.model.mla import MLA
 from rorqual.model.transformer import CausalLM
 
-_METHODS: dict[str, tuple[type[nn.Module], str]] = {"norms": (RMSNorm, "forward"), "mla_up": (MLA, "expand"), "swiglu": (DenseMLP, "activation")}
+_METHODS: dict[str, tuple[type[nn.Module], str]] = {
+    "norms": (RMSNorm, "forward"),
+    "mla_up": (MLA, "expand"),
+    "swiglu": (DenseMLP, "activation"),
+}
 
 
 class _Result:

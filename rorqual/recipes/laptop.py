@@ -53,7 +53,13 @@ def laptop_1h() -> RunConfig:
         "laptop_1h",
         total_tokens=4_500_000,
         model=laptop().model.with_(
-            hidden_size=160, num_hidden_layers=4, num_attention_heads=5, q_lora_rank=80, intermediate_size=448, n_routed_experts=32, initializer_range=0.05
+            hidden_size=160,
+            num_hidden_layers=4,
+            num_attention_heads=5,
+            q_lora_rank=80,
+            intermediate_size=448,
+            n_routed_experts=32,
+            initializer_range=0.05,
         ),
         peak=3e-3,
         warmup_steps=100,

@@ -98,7 +98,9 @@ def compute_loss(
 
 
 @torch.no_grad()
-def evaluate_nll(model: CausalLM, input_ids: Int[Tensor, "b s"], targets: Int[Tensor, "b s"]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def evaluate_nll(
+    model: CausalLM, input_ids: Int[Tensor, "b s"], targets: Int[Tensor, "b s"]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(nll[b, s] in nats, 0 where there is no target; MTP nll[b, s-1] or None; MTP agreement[b, s-1] or None).
 
     Agreement is True where the first MTP module's argmax for token i+2 equals the main model's argmax for it, both given
@@ -106,7 +108,9 @@ def evaluate_nll(model: CausalLM, input_ids: Int[Tensor, "b s"], targets: Int[Te
     """
     out = model(input_ids, mtp=model.config.num_nextn_predict_layers > 0)
     logits = model.logits(out.hidden)
-    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.reshape(-1), ignore_index=NO_TARGET, reduction="none").view_as(targets)
+    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.reshape(-1), ignore_index=NO_TARGET, reduction="none").view_as(
+        targets
+    )
     if not out.mtp_hidden:
         return nll, None, None
     draft = model.logits(out.mtp_hidden[0])

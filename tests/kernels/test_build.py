@@ -30,7 +30,14 @@ def test_a_failing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_switched_off_in_a_fresh_process() -> None:
     code = "from rorqual.kernels import ops; print(ops.backend_report()[0])"
-    out = subprocess.run([sys.executable, "-c", code], env={"RORQUAL_NATIVE": "0", "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=60, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"RORQUAL_NATIVE": "0", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert "plain PyTorch" in out.stdout and "RORQUAL_NATIVE=0" in out.stdout
 
 

@@ -75,7 +75,10 @@ def test_attention_under_a_mask_and_beyond_the_short_path(monkeypatch: pytest.Mo
     mask = torch.ones(s, s, dtype=torch.bool).tril() & (torch.arange(s) // 7 == torch.arange(s).unsqueeze(1) // 7)
     for wanted in (mask.unsqueeze(0), None):
         monkeypatch.setattr(ops, "_KEPT_PROBABILITIES", 10)
-        agree(*(lambda q, kv, k, m=module, w=wanted: m.attention(*m.mla_heads(q, kv, k, cos, sin), 0.3, w) for module in (ops, reference)), *inputs)
+        agree(
+            *(lambda q, kv, k, m=module, w=wanted: m.attention(*m.mla_heads(q, kv, k, cos, sin), 0.3, w) for module in (ops, reference)),
+            *inputs,
+        )
 
 
 @compiled
@@ -84,7 +87,12 @@ def test_linear_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
     targets = torch.randint(0, 50, (300,), generator=G)
     targets[5:9] = -100
     hidden, weight = randn(300, 24), randn(50, 24)
-    agree(lambda h, w: ops.linear_cross_entropy(h, w, targets, 0.25), lambda h, w: reference.linear_cross_entropy(h, w, targets, 0.25), hidden, weight)
+    agree(
+        lambda h, w: ops.linear_cross_entropy(h, w, targets, 0.25),
+        lambda h, w: reference.linear_cross_entropy(h, w, targets, 0.25),
+        hidden,
+        weight,
+    )
     scaled, plain = ops.linear_cross_entropy(hidden, weight, targets, 0.25)
     assert float(scaled) == pytest.approx(0.25 * float(plain))
     assert float(ops.linear_cross_entropy(hidden, weight, torch.full((300,), -100), 1.0)[0]) == 0.0
@@ -104,7 +112,12 @@ def test_dispatch_and_combine() -> None:
         assert torch.equal(a, b)
     source, slots, _ = sorted_
     agree(lambda x: ops.gather_rows(x, source, slots), lambda x: reference.gather_rows(x, source, slots), randn(50, 20))
-    agree(lambda r, w: ops.combine_rows(r, w, slots, source), lambda r, w: reference.combine_rows(r, w, slots, source), randn(150, 20), randn(50, 3))
+    agree(
+        lambda r, w: ops.combine_rows(r, w, slots, source),
+        lambda r, w: reference.combine_rows(r, w, slots, source),
+        randn(150, 20),
+        randn(50, 3),
+    )
 
 
 @compiled

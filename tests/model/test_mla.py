@@ -29,7 +29,17 @@ def test_against_the_equations(rank: int | None, sizes: dict[str, int]) -> None:
     x = torch.randn(1, 9, 64, generator=torch.Generator().manual_seed(0))
     weights = {name.removesuffix(".weight"): p.detach().double() for name, p in attention.named_parameters()}
     freqs = [1, 0.0625, 0.0025, 0.00025]
-    want = mla(x[0].double(), weights, config.num_attention_heads, 16, 8, config.v_head_dim, freqs, 24**-0.5 * (0.1 * 1.3862943611198906 + 1) ** 2, 1e-6)
+    want = mla(
+        x[0].double(),
+        weights,
+        config.num_attention_heads,
+        16,
+        8,
+        config.v_head_dim,
+        freqs,
+        24**-0.5 * (0.1 * 1.3862943611198906 + 1) ** 2,
+        1e-6,
+    )
     context = model.context(torch.arange(9).unsqueeze(0))
     for form in ("expanded", "absorbed"):
         attention.attention_form = form

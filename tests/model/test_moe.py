@@ -121,7 +121,9 @@ def test_a_layer_with_its_own_autograd_is_composed_unfused(monkeypatch: pytest.M
     with torch.no_grad():
         for layer in (moe.experts.gate_up_proj, moe.experts.down_proj):
             layer.up.zero_()
-    monkeypatch.setattr("rorqual.model.moe.ExpertsFunction.apply", lambda *_: pytest.fail("the fused function ignores the layer's own autograd"))
+    monkeypatch.setattr(
+        "rorqual.model.moe.ExpertsFunction.apply", lambda *_: pytest.fail("the fused function ignores the layer's own autograd")
+    )
     torch.testing.assert_close(run(moe, u), fused, atol=1e-5, rtol=1e-5)
     named = dict(zip(["u", *(n for n, _ in moe.named_parameters())], gradients(moe, u), strict=True))
     plain = dict(zip(["u", *(n for n, _ in made().named_parameters())], fused_grads, strict=True))
