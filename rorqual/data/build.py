@@ -176,6 +176,7 @@ class _Builder:
         self._job = stages.Job(str(work), config.text_field, split, config.strict, sample, config.split_rate)
 
     def run(self, tokenizer: Tokenizer | None) -> dict[str, Any]:
+        """All stages in order, each resumed where it stopped; returns the content of index.json."""
         if not self._config.inputs:
             self._hold_out_docstrings()
         scans = self._scan()

@@ -34,6 +34,7 @@ class _Result:
         self.again: tuple[Tensor, ...] | None = None
 
     def take(self, index: int) -> Tensor:
+        """Output `index`, computed if it is not at hand; dropped with the last ticket."""
         if self.again is None:
             with torch.no_grad():
                 out = self.call(*self.args)
@@ -52,11 +53,13 @@ class _Region:
         self.made: dict[int, tuple[_Result, int, Tensor]] = {}  # storage address -> result; the tensor is held so that no address is reused
 
     def remember(self, call: Callable[..., Any], args: tuple[Any, ...], out: Tensor | tuple[Tensor, ...]) -> None:
+        """Notes what a wrapped method has just returned."""
         result = _Result(call, args)
         for index, tensor in enumerate(out if isinstance(out, tuple) else (out,)):
             self.made[tensor.untyped_storage().data_ptr()] = (result, index, tensor)
 
     def pack(self, tensor: Tensor) -> Any:
+        """What autograd keeps: a ticket for a noted output, anything else as it is."""
         found = self.made.get(tensor.untyped_storage().data_ptr())
         if found is None:
             return tensor
@@ -66,6 +69,7 @@ class _Region:
 
     @staticmethod
     def unpack(packed: Any) -> Tensor:
+        """The tensor that a ticket stands for."""
         if isinstance(packed, Tensor):
             return packed
         result, index, shape, stride, offset = packed

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from rorqual.data.config import BuildConfig, DataConfig
 from rorqual.data.loader import Piece, SampleBatch, ValidationSet
@@ -73,3 +76,10 @@ def tiny_run(steps: int = 12, *, model: dict[str, Any] | None = None, **changes:
         build=BuildConfig(vocab_size=256),
         train=TrainConfig(**{**fields, **changes}),
     )
+
+
+def digest(named: dict[str, Tensor]) -> str:
+    out = hashlib.sha256()
+    for name, tensor in sorted(named.items()):
+        out.update(name.encode() + tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return out.hexdigest()
