@@ -21,7 +21,7 @@ demo: $(INSTALLED) ## train the laptop recipe on CPU, from corpus to report; res
 	@.venv/bin/rorqual run laptop
 
 test: $(INSTALLED) ## run the tests
-	@$(PY) -m pytest -q
+	@$(PY) -m pytest -q -n auto --dist loadfile
 
 check: $(INSTALLED) ## lint, formatting, types
 	$(PY) -m ruff check .
@@ -29,7 +29,7 @@ check: $(INSTALLED) ## lint, formatting, types
 	$(PY) -m mypy
 
 test-peer: $(PEERS) ## install the extra `hf` and compare with transformers
-	@$(PY) -m pytest -q -m peer
+	@$(PY) -m pytest -q -n auto --dist loadfile -m peer
 
 test-slow: $(PEERS) ## the tests that take minutes, without the shape checks
 	@$(PY) -m pytest -q -m slow --jaxtyping-packages= --timeout=3600

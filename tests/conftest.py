@@ -1,4 +1,4 @@
-"""What every test runs under: two threads, no network, reproducible random examples, and a count of what a missing browser left out.
+"""What every test runs under: one thread (make test runs one process per core), no network, reproducible random examples, and a count of what a missing browser left out.
 
 Shapes in signatures are checked by `--jaxtyping-packages` (pyproject.toml), warnings are errors.
 """
@@ -13,7 +13,7 @@ from hypothesis import settings
 import tests.shapes  # noqa: F401  (named in --jaxtyping-packages, looked up when the first package is imported)
 
 # before anything imports torch or tokenizers, and inherited by the processes that tests start
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(TOKENIZERS_PARALLELISM="true", HF_HUB_OFFLINE="1", NO_COLOR="1", COLUMNS="140")
 
 settings.register_profile("reproducible", deadline=None, derandomize=True, database=None)
