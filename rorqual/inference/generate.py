@@ -161,6 +161,8 @@ class Generator:
     @torch.no_grad()
     def step(self) -> list[Delta]:
         """One step of every running sequence; what it added, in order of (prompt, choice)."""
+        if self.done:
+            return []
         before = [len(s.output) for s in self.running]
         stepped, began = self.running, time.perf_counter()
         if not self._prompts_read:

@@ -37,7 +37,7 @@ class Drafter(Protocol):
         """Per row, how many leading positions need no `observe`, because what they leave behind is in the cache already."""
         ...
 
-    def observe(self, sequences: Many[Sequence], hidden: Many[Float[Tensor, "s m"]], cache: RowCache) -> None:
+    def observe(self, sequences: Many[Sequence], hidden: Many[Float[Tensor, "_ m"]], cache: RowCache) -> None:
         """Takes the trunk's states of each sequence's next positions; all earlier ones were given before, or are cached."""
         ...
 
@@ -64,7 +64,7 @@ class MTPDrafter:
         """The shortest of the modules' caches, row by row."""
         return [min(lengths) for lengths in zip(*(cache.lengths_of(layer) for layer in self._layers), strict=True)]
 
-    def observe(self, sequences: Many[Sequence], hidden: Many[Float[Tensor, "s m"]], cache: RowCache) -> None:
+    def observe(self, sequences: Many[Sequence], hidden: Many[Float[Tensor, "_ m"]], cache: RowCache) -> None:
         """Keeps the states; while a prompt is read, also runs them through the modules, as far as its tokens are known."""
         for sequence, states in zip(sequences, hidden, strict=True):
             sequence.draft_hidden = states if sequence.draft_hidden is None else torch.cat([sequence.draft_hidden, states])

@@ -1,0 +1,65 @@
+"""The model of a folder that a user names: a run (its export, else its newest checkpoint) or any Hugging Face folder of the family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rorqual.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from rorqual.model.transformer import CausalLM
+    from rorqual.tokenizer.bpe import Tokenizer
+
+
+@dataclass(frozen=True)
+class LoadedFolder:
+    """A model in FP32 with its tokenizer; `origin` is the folder that the weights were read from."""
+
+    model: CausalLM
+    tokenizer: Tokenizer
+    origin: Path
+    notices: list[str]
+
+
+def load_folder(source: Path) -> LoadedFolder:
+    """Reads model and tokenizer; CheckpointError or TokenizerError for a folder that is neither a run nor a model."""
+    if not (source / "config.json").is_file():
+        what = "is not a folder" if not source.is_dir() else "has no config.json, so it is neither a run nor a model folder"
+        raise CheckpointError(f"{source} {what}; give a run (runs/NAME) or a folder with config.json and safetensors files")
+
+    from rorqual.checkpoint import hf, resume
+    from rorqual.tokenizer import bpe
+
+    exported = source / "hf"
+    is_run = (source / "checkpoints").is_dir() or (source / "lineage.json").is_file() or (exported / "config.json").is_file()
+    places = [source / "tokenizer", source / "data" / "tokenizer"] if is_run else []
+    if is_run and not (exported / "config.json").is_file():
+        newest = resume.latest(source / "checkpoints")
+        if newest is None:
+            raise CheckpointError(f"{source} is a run without a whole checkpoint yet; let it reach its first one")
+        model, origin, notices = _of_checkpoint(source, newest), newest, []
+    else:
+        origin = exported if is_run else source
+        model, report = hf.load(origin)
+        notices = report.notices
+    folder = next((place for place in [origin, *places] if (place / "tokenizer.json").is_file()), None)
+    if folder is None:
+        raise CheckpointError(f"{source} has no tokenizer.json; copy the model's tokenizer files into {origin}")
+    tokenizer = bpe.load(folder)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise CheckpointError(
+            f"{folder} has token ids up to {tokenizer.vocab_size - 1}, the model's embedding ends at {model.config.vocab_size - 1}; this tokenizer belongs to another model"
+        )
+    return LoadedFolder(model, tokenizer, origin, notices)
+
+
+def _of_checkpoint(run: Path, checkpoint: Path) -> CausalLM:
+    from rorqual.checkpoint import resume
+    from rorqual.model.transformer import CausalLM
+    from rorqual.train.rundir import read_config
+
+    model = CausalLM(read_config(run).model)
+    resume.load(checkpoint, resume.logical_tensors(model), partial=True)
+    return model
