@@ -17,7 +17,6 @@ from rorqual.errors import DataError
 
 if TYPE_CHECKING:
     from rorqual.inference.generate import GenerationStats, Generator
-    from rorqual.inference.sampler import SamplingParams
     from rorqual.tokenizer.bpe import Tokenizer
 
 DEFAULT_TOKENS = 256
@@ -70,7 +69,7 @@ def main(argv: list[str]) -> int:
     num_drafts = {"auto": min(1, config.num_nextn_predict_layers), "off": 0}.get(args.speculative)
     num_drafts = int(args.speculative) if num_drafts is None else num_drafts
     loop = Generator(loaded.model, [ids], params, vocab_limit=loaded.tokenizer.vocab_size, num_drafts=num_drafts)
-    for text in _shown(prompt, loop, loaded.tokenizer, params):
+    for text in _shown(prompt, loop, loaded.tokenizer):
         sys.stdout.write(text)
         sys.stdout.flush()
     sys.stdout.write("\n")
@@ -96,7 +95,7 @@ def _standard_input() -> str:
         raise DataError(_NOT_UNICODE) from None
 
 
-def _shown(prompt: str, loop: Generator, tokenizer: Tokenizer, params: SamplingParams) -> Iterator[str]:
+def _shown(prompt: str, loop: Generator, tokenizer: Tokenizer) -> Iterator[str]:
     """The prompt, then each step's text without the stop token; control codes are shown, not sent, to a terminal."""
     from rorqual.inference.detokenize import TextStream, printable
 

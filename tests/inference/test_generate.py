@@ -14,7 +14,7 @@ from rorqual.inference.generate import Generator, generate
 from rorqual.inference.sampler import SamplingParams
 from tests.inference.models import GREEDY, agreeing, build, is_its_own_choice, make_cache, prompt, without_cache
 
-SAMPLED = SamplingParams(max_tokens=24, temperature=0.8, top_p=0.9, top_k=50, seed=3, ignore_eos=True)
+SAMPLED = SamplingParams(max_tokens=16, temperature=0.8, top_p=0.9, top_k=50, seed=3, ignore_eos=True)
 ONE = dataclasses.replace(GREEDY, max_tokens=1)
 
 
@@ -25,6 +25,7 @@ def _ids(generation):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_it_equals_reading_everything_anew(params):
     model, prompts = build(), [prompt(1), prompt(13, 1), prompt(60, 2)]
+    params = dataclasses.replace(params, max_tokens=16)
     assert _ids(generate(model, prompts, params)) == [without_cache(model, ids, params) for ids in prompts]
 
 
@@ -81,21 +82,28 @@ def _run(monkeypatch, prompts, cache, chunk_size, drafts):  # type: ignore[no-un
     return seen[0], out
 
 
-@pytest.mark.parametrize("drafts", [0, 1])
-@pytest.mark.parametrize("cached", [0, 20, 49, 50])
 @pytest.mark.parametrize("chunk_size", [1, 7, 16, 49, 50])
-def test_chunks_and_cached_prefixes(monkeypatch, chunk_size, cached, drafts):
-    cache = make_cache(_model(), 1, drafts)
+def test_chunks_and_cached_prefixes(monkeypatch, chunk_size):
+    """Four rows of one prompt, of which 0, 20, 49 and all 50 tokens are cached; MTP drafts, whose cache is behind the trunk's."""
+    cache = make_cache(_model(), 4, 1)
+    for row, cached in ((1, 20), (2, 49), (3, 50)):
+        generate(_model(), [prompt(50)[:cached]], ONE, num_drafts=1, cache=cache.rows([row]))
+    assert cache.lengths == [0, 20, 49, 50]
+    logits, tokens = _run(monkeypatch, [prompt(50)] * 4, cache, chunk_size, 1)
+    assert (logits - _plain()[0]).abs().max() < 1e-5
+    assert tokens == [_plain()[1]] * 4
+
+
+@pytest.mark.parametrize("cached", [0, 20, 49, 50])
+def test_cached_prefixes_alone_and_without_drafts(monkeypatch, cached):
+    cache = make_cache(_model(), 1)
     if cached:
-        generate(_model(), [prompt(50)[:cached]], ONE, num_drafts=drafts, cache=cache)
-        assert cache.lengths == [cached]
-    logits, tokens = _run(monkeypatch, [prompt(50)], cache, chunk_size, drafts)
-    assert (logits[0] - _plain()[0]).abs().max() < 1e-5
-    assert tokens == [_plain()[1]]
+        generate(_model(), [prompt(50)[:cached]], ONE, cache=cache)
+    logits, tokens = _run(monkeypatch, [prompt(50)], cache, 16, 0)
+    assert (logits[0] - _plain()[0]).abs().max() < 1e-5 and tokens == [_plain()[1]]
 
 
-@pytest.mark.parametrize("drafts", [0, 1])
-@pytest.mark.parametrize("chunk_size", [7, 50, 256])
+@pytest.mark.parametrize(("chunk_size", "drafts"), [(7, 1), (256, 0)])
 def test_neighbours_of_other_lengths(monkeypatch, chunk_size, drafts):
     short, long = prompt(3, 8), prompt(200, 9)
     logits, tokens = _run(monkeypatch, [short, prompt(50), long], make_cache(_model(), 3, drafts), chunk_size, drafts)
@@ -104,18 +112,8 @@ def test_neighbours_of_other_lengths(monkeypatch, chunk_size, drafts):
     assert is_its_own_choice(_model(), short, tokens[0], GREEDY) and is_its_own_choice(_model(), long, tokens[2], GREEDY)
 
 
-@pytest.mark.parametrize("drafts", [0, 1])
-def test_rows_with_unequal_cached_prefixes(monkeypatch, drafts):
-    cache = make_cache(_model(), 3, drafts)
-    for row, cached in enumerate((50, 20)):
-        generate(_model(), [prompt(50)[:cached]], ONE, num_drafts=drafts, cache=cache.rows([row]))
-    logits, tokens = _run(monkeypatch, [prompt(50)] * 3, cache, 16, drafts)
-    assert (logits - _plain()[0]).abs().max() < 1e-5 and tokens == [_plain()[1]] * 3
-
-
-@pytest.mark.parametrize("drafts", [0, 1])
-def test_a_shared_prefix_that_diverges_and_storage_that_is_used_again(monkeypatch, drafts):
-    cache = make_cache(_model(), 1, drafts)
+def test_a_shared_prefix_that_diverges_and_storage_that_is_used_again(monkeypatch):
+    drafts, cache = 1, make_cache(_model(), 1, 1)
     other = prompt(50)[:20] + prompt(30, 4)
     generate(_model(), [other], GREEDY, num_drafts=drafts, cache=cache)
     cache.truncate([20])
@@ -211,10 +209,10 @@ def test_ids_outside_the_tokenizer_are_never_sampled():
     model = build(vocab_size=129280)
     with torch.no_grad():
         model.lm_head.weight[128815:] = model.lm_head.weight[:465] * 20
-    hot = SamplingParams(max_tokens=63, temperature=3.0, n=8, ignore_eos=True)
+    hot = SamplingParams(max_tokens=16, temperature=3.0, n=8, ignore_eos=True)
     out = generate(model, [[5, 6]], hot, vocab_limit=128815)
     assert max(max(ids) for ids in _ids(out)) <= 128814
-    assert max(max(ids) for ids in _ids(generate(model, [[5, 6]], hot))) > 128814
+    assert max(max(ids) for ids in _ids(generate(model, [[5, 6]], dataclasses.replace(hot, max_tokens=1)))) > 128814
 
 
 @pytest.mark.parametrize("bad", [[256], [-1], [2**31], ["a"], [1.5], [True], [None], [2, 3, 256]])
