@@ -23,6 +23,7 @@ from rorqual.errors import ConfigError, DataError, NonFiniteError
 from rorqual.kernels import measure
 from rorqual.model import balance
 from rorqual.model.transformer import CausalLM
+from rorqual.parallel import recompute
 from rorqual.planner import flops
 from rorqual.train import extend, observe
 from rorqual.train.hyperparams import RunConfig
@@ -163,10 +164,7 @@ def _run(
     final = truncate_metrics(folder.metrics, at.step)
     sinks = [open_sink(name, folder.path, run.name, to_plain(run)) for name in sink_names]
     log, progress = MetricsLog(folder.metrics, sinks), Progress(total_steps, at.step, show)
-    if config.recompute:
-        from rorqual.parallel import recompute
-
-        recompute.apply(model, config.recompute)
+    recompute.apply(model, config.recompute)
     if config.compile:
         for block in model.model.layers:
             block.compile()
