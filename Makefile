@@ -32,7 +32,7 @@ test-peer: $(PEERS) ## install the extra `hf` and compare with transformers
 	@$(PY) -m pytest -q -n auto --dist loadfile -m peer
 
 test-slow: $(PEERS) ## the tests that take minutes, without the shape checks
-	@$(PY) -m pytest -q -m slow --jaxtyping-packages= --timeout=3600
+	@$(PY) -m pytest -q -m slow --no-shapes --timeout=3600
 
 bench: $(PEERS) ## print the benchmarks' figures, one JSON object a line
 	@for config in nano micro; do $(PY) benchmarks/train.py --config $$config --peer transformers || exit 1; done

@@ -1,23 +1,43 @@
 """What every test runs under: one thread (make test runs one process per core), no network, reproducible random examples, and a count of what a missing browser left out.
 
-Shapes in signatures are checked by `--jaxtyping-packages` (pyproject.toml), warnings are errors.
+Shapes in signatures are checked (shapes.py; `--no-shapes` leaves that out), warnings are errors (pyproject.toml).
 """
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 from hypothesis import settings
-
-import tests.shapes  # noqa: F401  (named in --jaxtyping-packages, looked up when the first package is imported)
 
 # before anything imports torch or tokenizers, and inherited by the processes that tests start
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(TOKENIZERS_PARALLELISM="true", HF_HUB_OFFLINE="1", NO_COLOR="1", COLUMNS="140")
 
+CHECKS = pytest.StashKey[Any]()
+
 settings.register_profile("reproducible", deadline=None, derandomize=True, database=None)
 settings.load_profile("reproducible")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the switch for tests that compile or take long."""
+    parser.addoption("--no-shapes", action="store_true", help="do not check the shapes in tensor signatures")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Installs the shape checks before a test module imports the package."""
+    if not config.getoption("--no-shapes"):
+        from tests import shapes
+
+        config.stash[CHECKS] = shapes.install()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Each test checks the first calls of every function anew."""
+    if CHECKS in item.config.stash:
+        item.config.stash[CHECKS].calls.clear()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
