@@ -89,7 +89,9 @@ def hero(label: str, value: str, unit: str, note: str, *more: object) -> Html:
 def missing_tile(label: str, key: str, file: str, large: bool = False) -> Html:
     """A headline figure that the run does not have, by name; `large` in the place of a hero."""
     note = tag("span", tag("code", key), f" is not in {file}", class_="note")
-    return tag("div", tag("span", label, class_="label"), tag("span", "–", class_="value"), note, class_="tile hero gap" if large else "tile gap")
+    return tag(
+        "div", tag("span", label, class_="label"), tag("span", "–", class_="value"), note, class_="tile hero gap" if large else "tile gap"
+    )
 
 
 def gap(title: str, what: str) -> Html:
