@@ -39,10 +39,10 @@ def _run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[str, str]:
 
 
 def test_the_text_begins_with_the_prompt_and_is_the_same_for_every_way_of_drafting(folder, capsys):
-    asked = (folder, "the whale", "--max-new-tokens", 40, "--temperature", 0.9, "--seed", 5)
-    texts = [_run(capsys, *asked, "--speculative", how)[0] for how in ("auto", "off", "0", "1")]
+    asked = (folder, "the whale", "--max-new-tokens", 24, "--temperature", 0.9, "--seed", 5)
+    texts = [_run(capsys, *asked, "--speculative", how)[0] for how in ("auto", "off", "1")]
     assert texts[0].startswith("the whale") and len(texts[0]) > 20
-    assert texts == texts[:1] * 4
+    assert texts == texts[:1] * 3
     assert _run(capsys, *asked[:-1], 6)[0] != texts[0]
 
 
@@ -132,7 +132,7 @@ def test_the_padding_of_the_vocabulary_is_never_sampled(folder, tmp_path, capsys
     with torch.no_grad():
         model.lm_head.weight[bpe.load(folder).vocab_size :] = model.lm_head.weight[:20] * 30
     hf.export(model, folder, tmp_path / "padded")
-    assert len(_run(capsys, tmp_path / "padded", "the", "--max-new-tokens", 60, "--temperature", 2)[0]) > 20
+    assert len(_run(capsys, tmp_path / "padded", "the", "--max-new-tokens", 30, "--temperature", 2)[0]) > 10
 
 
 def test_without_a_number_of_tokens_it_fills_what_fits(folder, capsys):
