@@ -240,7 +240,11 @@ class PackedDataset:
         return {name: self._streams[name].fraction(rows * self.seq_len) for name, rows in self.mixture.rows(sequences).items()}
 
     def validation(self, source: str | None = None, max_tokens: int | None = None) -> ValidationSet:
-        """Validation documents of a source, by default the one with the largest weight; whole documents up to `max_tokens`, at least one."""
+        """Validation documents of a source, by default the one with the largest weight.
+
+        With `max_tokens` only so many tokens of them: whole documents picked evenly across the set, those that no longer fit passed
+        over, the shortest one if none fits.
+        """
         name = self.mixture.sources[0] if source is None else source
         if name not in self._folder.validation:
             raise ConfigError(
@@ -255,9 +259,7 @@ class PackedDataset:
             text = self._folder.text_files[name].read_bytes()
         except OSError as error:
             raise DataError(f"the validation text of source {name!r} cannot be read: {error}; build the folder again") from None
-        kept = store.num_documents
-        if max_tokens is not None:
-            kept = max(1, int(np.searchsorted(np.cumsum(store.lengths + 1), max_tokens, side="right")))
+        kept = list(range(store.num_documents)) if max_tokens is None else _spread([int(n) + 1 for n in store.lengths], max_tokens)
         sizes = np.zeros(self.vocab_size, dtype=np.int64)
         documents = [np.asarray(store.read(i, 0, int(store.lengths[i])), dtype=np.int64) for i in range(store.num_documents)]
         for token in np.unique(np.concatenate(documents)).tolist():
@@ -268,5 +270,17 @@ class PackedDataset:
                 f"the validation text of source {name!r} has {len(text)} bytes, its tokens stand for {sum(num_bytes)}; build the folder again"
             )
         eos = np.array([self._folder.eos_id])
-        tokens = np.concatenate([part for document in documents[:kept] for part in (document, eos)])
-        return ValidationSet(name, tokens, sum(num_bytes[:kept]), text[: sum(num_bytes[:kept])])
+        tokens = np.concatenate([part for i in kept for part in (documents[i], eos)])
+        ends = np.cumsum(num_bytes)
+        text = b"".join(text[ends[i] - num_bytes[i] : ends[i]] for i in kept)
+        return ValidationSet(name, tokens, len(text), text)
+
+
+def _spread(lengths: list[int], most: int) -> list[int]:
+    """Numbers of documents that fit into `most` tokens together, taken in a golden-ratio sequence so that they lie evenly; at least the shortest."""
+    kept, total = [], 0
+    for i in sorted(range(len(lengths)), key=lambda i: i * 0x9E3779B1 % 2**32):
+        if total + lengths[i] <= most:
+            kept.append(i)
+            total += lengths[i]
+    return sorted(kept) or [lengths.index(min(lengths))]

@@ -89,7 +89,7 @@ def _run(
             checkpoint_every_steps=validate_every_steps,
             validate_every_steps=validate_every_steps,
             validation_source="code",
-            validation_tokens=8_192,
+            validation_tokens=12_288,
             sample_every_steps=4 * validate_every_steps,
             sample_prompts=PROMPTS,
         ),

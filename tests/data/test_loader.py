@@ -189,7 +189,9 @@ def test_validation(folder: Path, tokenizer: bpe.Tokenizer) -> None:
     assert data.validation().source == "code"
     short = data.validation("code", max_tokens=len(tokenizer.encode("x = 1\n")) + 1)
     assert (short.text, short.num_bytes, short.tokens[-1]) == (b"x = 1\n", 6, tokenizer.eos_id)
-    assert data.validation("code", max_tokens=1).text == b"x = 1\n"
+    assert data.validation("code", max_tokens=1).text == b"def"  # none fits: the shortest
+    both = len(tokenizer.encode("x = 1\n")) + len(tokenizer.encode("def")) + 2
+    assert data.validation("code", max_tokens=both).text == b"x = 1\ndef"  # the longer one between them is passed over
     with pytest.raises(DataError, match="'prose' .* has no validation text"):
         data.validation("prose")
     with pytest.raises(ConfigError, match="'speech' is not a source .* code, prose"):
