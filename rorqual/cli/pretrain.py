@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> int:
     """Runs the verb: 0 when the run is finished, 130 or 143 when a signal stopped it after saving. Raises RorqualError."""
     parser = _parser()
-    args, overrides = parser.parse_known_args(argv)
+    own, overrides = split_overrides(argv)
+    args = parser.parse_args(own)
     if args.help:
         parser.print_help()
         if args.recipe:
@@ -33,8 +34,6 @@ def main(argv: list[str]) -> int:
             print("\nfields of the configuration:\n")
             from_command_line(read_recipe(args.recipe), ["--help"], prog="rorqual pretrain")
         return 0
-    if overrides and not overrides[0].startswith("--"):
-        parser.error(f"unexpected argument {overrides[0]!r}")
     if args.resume and (args.init or args.overwrite):
         parser.error("--resume continues a run as it is; it does not go with --init or --overwrite")
     if args.init_weights and not args.init:
@@ -147,6 +146,18 @@ def read_recipe(recipe: str) -> RunConfig:
             f"cannot read {recipe}: {getattr(error, 'strerror', None) or error}; give a recipe's name or the config.json of a run"
         ) from error
     return RunConfig.from_json(text)
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
+    """(the verb's own arguments, dotted overrides with their values): after --part.field, all up to the next option are its values."""
+    own: list[str] = []
+    overrides: list[str] = []
+    target = own
+    for word in argv:
+        if word.startswith("--"):
+            target = overrides if "." in word.partition("=")[0] else own
+        target.append(word)
+    return own, overrides
 
 
 def read_settings(pairs: list[str]) -> dict[str, Any]:

@@ -35,11 +35,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--data", type=Path, metavar="DIR", help="data folder; built there if it is missing (default: OUT/data)")
     parser.add_argument("--overwrite", action="store_true", help="start afresh in a folder that holds a run; its data stays")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=JSON", help="set a field of the configuration")
-    args, overrides = parser.parse_known_args(argv)
-    if overrides and not overrides[0].startswith("--"):
-        parser.error(f"unexpected argument {overrides[0]!r}")
+    from rorqual.cli.pretrain import read_recipe, read_settings, split_overrides
 
-    from rorqual.cli.pretrain import read_recipe, read_settings
+    own, overrides = split_overrides(argv)
+    args = parser.parse_args(own)
     from rorqual.train.hyperparams import from_command_line
 
     run = read_recipe(args.recipe).with_(read_settings(args.set))
@@ -65,6 +64,8 @@ class _Pipeline:
             if (self.out / "results.json").is_file() and (self.out / "report.html").is_file():
                 print(f"{self.out} is finished and left alone; its report is {self.out / 'report.html'}\nto start afresh: rorqual run {self.recipe} --out {self.out} --overwrite, or choose another --out")  # fmt: skip
                 return 0
+        if self.overwrite:
+            (self.out / "stages.json").unlink(missing_ok=True)
         with self._stage("data"):
             self._build()
         dataset = self._open()

@@ -1,0 +1,108 @@
+"""The verb: recipes and config files, overrides, resume, phases, usage errors, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from rorqual.cli.main import main
+from rorqual.data.build import build
+from rorqual.train.rundir import read_config
+from tests.cli.tiny_corpus import corpus_run, interrupt_after, steps, write_corpus
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(config.json, data folder)."""
+    root = tmp_path_factory.mktemp("pretrain")
+    run = corpus_run(write_corpus(root / "corpus"))
+    with ThreadPoolExecutor(1) as executor:
+        build(run.build, root / "data", executor=executor)
+    (root / "config.json").write_text(run.to_json())
+    return root / "config.json", root / "data"
+
+
+def test_run_stop_resume_and_go_on(
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, data = made
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3, signal.SIGINT)
+        assert main(["pretrain", str(config), "--data", str(data), "--out", str(out), "--train.aux-loss-alpha", "0.001"]) == 130
+    assert f"--out {out} --data {data} --resume" in capsys.readouterr().err
+    assert steps(out) == [1, 2, 3] and read_config(out).train.aux_loss_alpha == 0.001
+    assert main(["pretrain", str(config), "--data", str(data), "--out", str(out), "--resume"]) == 1
+    assert "train.aux_loss_alpha was 0.001, now 0.0001" in capsys.readouterr().err
+    assert main(["pretrain", "--data", str(data), "--out", str(out), "--resume"]) == 0
+    assert steps(out) == [1, 2, 3, 4, 5, 6] and "bits per byte on" in capsys.readouterr().out
+    assert main(["pretrain", str(config), "--data", str(data), "--out", str(out)]) == 1
+    assert "already holds a run" in capsys.readouterr().err
+
+    longer = tmp_path / "longer"
+    phase = ["pretrain", "--init", str(out), "--data", str(data), "--out", str(longer), "--set", "train.sequence_length=32"]
+    scaling = '{"factor": 2.0, "original_max_position_embeddings": 256}'
+    assert main([*phase, "--set", f"model.rope_scaling={scaling}", "--train.micro-batch-sequences", "1"]) == 0
+    (parent,) = json.loads((longer / "lineage.json").read_text())["parents"]
+    assert parent["changes"]["train.sequence_length"] == [16, 32] and parent["changes"]["train.micro_batch_sequences"] == [2, 1]
+    assert read_config(longer).model.rope_scaling.factor == 2.0  # type: ignore[union-attr]
+
+
+def test_sigterm_in_a_real_process(made: tuple[Path, Path], tmp_path: Path) -> None:
+    """Exit code 143, and the run goes on from the step it stopped at."""
+    config, data = made
+    out = tmp_path / "run"
+    script = (
+        "import sys\nfrom tests.cli.tiny_corpus import interrupt_after\nimport pytest, signal\n"
+        "from rorqual.cli.main import main\ninterrupt_after(pytest.MonkeyPatch(), 3, signal.SIGTERM)\nsys.exit(main(sys.argv[1:]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", script, "pretrain", str(config), "--data", str(data), "--out", str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 143, done.stderr
+    assert steps(out) == [1, 2, 3]
+    assert main(["pretrain", "--data", str(data), "--out", str(out), "--resume"]) == 0
+    assert steps(out) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "name a recipe"),
+        (["laptop", "stray"], 2, "unrecognized arguments: stray"),
+        (["laptop", "--seed", "3"], 2, "unrecognized arguments: --seed"),
+        (["laptop", "--resume", "--overwrite"], 2, "does not go with"),
+        (["laptop", "--init-weights", "ema"], 2, "goes with --init"),
+        (["laptopp"], 1, "recipe ('laptopp') is not known"),
+        (["missing.json"], 1, "cannot read missing.json: No such file"),
+        (["laptop"], 1, "no index.json"),
+        (["laptop", "--set", "train.total_token=5"], 1, "did you mean train.total_tokens?"),
+        (["laptop", "--set", "train.total_tokens"], 1, "must be FIELD=JSON"),
+        (["laptop", "--set", "train.seed=-1"], 1, "train.seed (-1)"),
+    ],
+)
+def test_bad_usage_is_refused_before_any_work(
+    arguments: list[str], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        found = main(["pretrain", *arguments])
+    except SystemExit as leaving:
+        found = leaving.code
+    assert found == code and message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_lists_the_fields_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main(["pretrain", "laptop", "--help"])
+    assert leaving.value.code == 0
+    text = capsys.readouterr().out
+    assert "--resume" in text and "--train.total-tokens" in text and "--train.optimizer.weight-decay" in text
