@@ -43,6 +43,7 @@ def main(argv: list[str]) -> int:
         "--speculative", default="auto", metavar="auto|off|K",
         help="draft with this many MTP modules; the text does not depend on it (default: auto, the first module if there is one)",
     )  # fmt: skip
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="folder with tokenizer.json (default: the model's own)")
     parser.add_argument("--stats", action="store_true", help="print counts, speed and acceptance to standard error at the end")
     args = parser.parse_args(argv)
     if args.speculative not in ("auto", "off") and not args.speculative.isdecimal():
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
     from rorqual.inference.sampler import SamplingParams
 
     asked = SamplingParams(temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, seed=args.seed)
-    loaded = load_folder(args.folder)
+    loaded = load_folder(args.folder, args.tokenizer)
     for notice in loaded.notices:
         print(f"note: {notice}", file=sys.stderr)
     config = loaded.model.config

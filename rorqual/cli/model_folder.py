@@ -23,8 +23,8 @@ class LoadedFolder:
     notices: list[str]
 
 
-def load_folder(source: Path) -> LoadedFolder:
-    """Reads model and tokenizer; CheckpointError or TokenizerError for a folder that is neither a run nor a model."""
+def load_folder(source: Path, tokenizer_folder: Path | None = None) -> LoadedFolder:
+    """Reads model and tokenizer (its own, or the one named); CheckpointError or TokenizerError for a folder that is neither a run nor a model."""
     if not (source / "config.json").is_file():
         what = "is not a folder" if not source.is_dir() else "has no config.json, so it is neither a run nor a model folder"
         raise CheckpointError(f"{source} {what}; give a run (runs/NAME) or a folder with config.json and safetensors files")
@@ -44,9 +44,11 @@ def load_folder(source: Path) -> LoadedFolder:
         origin = exported if is_run else source
         model, report = hf.load(origin)
         notices = report.notices
-    folder = next((place for place in [origin, *places] if (place / "tokenizer.json").is_file()), None)
+    folder = tokenizer_folder or next((place for place in [origin, *places] if (place / "tokenizer.json").is_file()), None)
     if folder is None:
-        raise CheckpointError(f"{source} has no tokenizer.json; copy the model's tokenizer files into {origin}")
+        raise CheckpointError(
+            f"{source} has no tokenizer.json; name the folder that has it with --tokenizer, for a run its data folder's tokenizer/"
+        )
     tokenizer = bpe.load(folder)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise CheckpointError(

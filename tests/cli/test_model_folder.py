@@ -71,10 +71,11 @@ def test_a_run_before_its_first_checkpoint_is_refused(tmp_path):
         load_folder(tmp_path)
 
 
-def test_a_folder_without_a_tokenizer_or_with_a_foreign_one_is_refused(tmp_path, tokenizer):
+def test_a_folder_without_a_tokenizer_takes_the_one_named_and_without_or_with_a_foreign_one_is_refused(tmp_path, tokenizer):
     bare = hf.export(build(t0(vocab_size=512)), None, tmp_path / "bare")
     with pytest.raises(CheckpointError, match="has no tokenizer.json"):
         load_folder(bare)
+    assert load_folder(bare, tokenizer).tokenizer.fingerprint == bpe.load(tokenizer).fingerprint
     small = hf.export(build(t0()), tokenizer, tmp_path / "small")
     with pytest.raises(CheckpointError, match="token ids up to 28., the model's embedding ends at 255"):
         load_folder(small)
