@@ -220,8 +220,7 @@ class _Builder:
     def _hold_out_docstrings(self) -> None:
         file = self._work / "held_out_docstrings.bin"
         if not file.exists():
-            split = self._job.split
-            digests = stdlib.held_out_docstrings(stdlib.find_files(), lambda raw: split.holds_out(split.digest(raw)))
+            digests = stdlib.held_out_docstrings(stdlib.find_files(), self._job.split)
             with atomic(file) as opened:
                 opened.write(b"".join(digests))
 

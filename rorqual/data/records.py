@@ -42,7 +42,7 @@ class Record(NamedTuple):
     raw: bytes = b""
     reason: str | None = None
     owner: bytes | None = None
-    """Bytes whose hash decides the validation split, where that is another document's: a docstring follows its source file."""
+    """The digest that decides the validation split, where that is another document's: a docstring follows its source file."""
 
 
 def read(span: Range, text_field: str, split: Split, held_out: frozenset[bytes] = frozenset()) -> Iterator[Record]:
@@ -50,7 +50,7 @@ def read(span: Range, text_field: str, split: Split, held_out: frozenset[bytes] 
     if span.kind == "docstrings":
         from rorqual.data import stdlib
 
-        return _guarded(span, stdlib.docstring_records(span.files, held_out, lambda raw: split.holds_out(split.digest(raw))))
+        return _guarded(span, stdlib.docstring_records(span.files, held_out, split))
     if span.kind == "topics":
         from rorqual.data import stdlib
 

@@ -57,9 +57,9 @@ class Job:
         data = file.read_bytes() if file.exists() else b""
         return frozenset(data[start : start + 16] for start in range(0, len(data), 16))
 
-    def owner_digest(self, record: Record, digest: bytes) -> bytes:
-        """The digest that decides the split: the document's own, or its owner's."""
-        return digest if record.owner is None else self.split.digest(record.owner)
+    def is_held_out(self, record: Record, digest: bytes) -> bool:
+        """Whether a document is for validation, by its own digest or its owner's."""
+        return self.split.holds_out(digest if record.owner is None else record.owner)
 
 
 def scan(job: Job, number: int, span: Range) -> dict[str, Any]:
@@ -74,6 +74,7 @@ def scan(job: Job, number: int, span: Range) -> dict[str, Any]:
         runs_file, rejected, sketches, sample = (
             stack.enter_context(atomic(job.path("scan", number, suffix))) for suffix in ("runs", "rejected", "sketch", "sample")
         )
+        kept = stack.enter_context(atomic(job.path("scan", number, "kept"))) if span.kind == "docstrings" else None
         runs = RunWriter(runs_file)
         for record in read(span, job.text_field, job.split, job.held_out()):
             lines += 1
@@ -87,13 +88,15 @@ def scan(job: Job, number: int, span: Range) -> dict[str, Any]:
                 continue
             digest = job.split.digest(record.raw)
             runs.add(digest)
-            if job.split.holds_out(job.owner_digest(record, digest)):
+            if job.is_held_out(record, digest):
                 hashes = sketch(record.raw)
                 rows = np.empty(len(hashes), dtype=SKETCH)
                 rows["number"], rows["hash"] = documents, hashes
                 sketches.write(rows.tobytes())
             elif int.from_bytes(digest[:8], "little") < job.sample_rate * 2.0**64:
                 sample.write(json.dumps([documents, record.text[:_SAMPLE_CHARACTERS]]).encode() + b"\n")
+            if kept is not None and record.owner is not None:
+                kept.write(json.dumps([record.file, record.line, record.text, record.owner.hex()]).encode() + b"\n")
             documents += 1
             size += len(record.raw)
         runs.flush()
@@ -113,6 +116,14 @@ def find_duplicates(job: Job, number: int, files: tuple[RunFile, ...], low: int,
     result = {"duplicates": len(found)}
     _finish(done, result)
     return result
+
+
+def _kept(job: Job, number: int) -> Iterator[Record]:
+    """Documents of a docstring range as the scan found them: parsing source costs far more than all the rest."""
+    with open(job.path("scan", number, "kept"), "rb") as file:
+        for line in file:
+            path, place, text, owner = json.loads(line)
+            yield Record(path, place, text, text.encode(), None, bytes.fromhex(owner))
 
 
 @lru_cache(maxsize=1)
@@ -153,7 +164,7 @@ def encode(job: Job, number: int, span: Range, base: int) -> dict[str, Any]:
             counts.update(train_documents=len(lengths), train_tokens=len(tokens))
             batch.clear()
 
-        for record in read(span, job.text_field, job.split, job.held_out()):
+        for record in _kept(job, number) if span.kind == "docstrings" else read(span, job.text_field, job.split):
             if record.reason is not None:
                 continue
             ordinal, documents = base + documents, documents + 1
@@ -162,7 +173,7 @@ def encode(job: Job, number: int, span: Range, base: int) -> dict[str, Any]:
                 continue
             digest = job.split.digest(record.raw)
             packed = encoder.encode(record.text)
-            if job.split.holds_out(job.owner_digest(record, digest)):
+            if job.is_held_out(record, digest):
                 files["validation"].write(packed)
                 files["text"].write(record.raw)
                 row = np.array([ordinal, len(packed) // encoder.dtype.itemsize, len(record.raw)], dtype="<i8")

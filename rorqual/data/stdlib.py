@@ -14,11 +14,12 @@ import os
 import platform
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from rorqual.data.corpus import File, Range, ranges
+from rorqual.data.dedup import Split
 from rorqual.data.records import BOM, Record, from_bytes
 from rorqual.errors import DataError
 
@@ -88,10 +89,17 @@ def docstrings(raw: bytes) -> list[str]:
             tree = ast.parse(raw)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = [node for node in ast.walk(tree) if isinstance(node, kinds)]
-    nodes.sort(key=lambda node: getattr(node, "lineno", 0))
-    return [text for node in nodes if (text := (ast.get_docstring(node) or "").strip())]
+    return [text for node in _documented(tree) if (text := (ast.get_docstring(node) or "").strip())]
+
+
+def _documented(node: ast.AST) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Module, classes and functions in the order of their lines; only statements are visited, which expressions outnumber by far."""
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        yield node
+    for block in ("body", "handlers", "orelse", "finalbody", "cases"):
+        for child in getattr(node, block, None) or ():
+            if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):
+                yield from _documented(child)
 
 
 def docstring_digest(text: str) -> bytes:
@@ -99,26 +107,26 @@ def docstring_digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def held_out_docstrings(files: list[File], is_validation: Callable[[bytes], bool]) -> list[bytes]:
-    """Digests of all docstrings in code files for which `is_validation(raw)` holds."""
+def held_out_docstrings(files: list[File], split: Split) -> list[bytes]:
+    """Digests of all docstrings in the code files that `split` holds out."""
     found: set[bytes] = set()
     for file in files:
         if file.source == "code":
             raw = Path(file.path).read_bytes()
-            if is_validation(raw.removeprefix(BOM)):
+            if split.holds_out(split.digest(raw.removeprefix(BOM))):
                 found.update(map(docstring_digest, docstrings(raw)))
     return sorted(found)
 
 
-def docstring_records(files: tuple[str, ...], held_out: frozenset[bytes], is_validation: Callable[[bytes], bool]) -> Iterator[Record]:
+def docstring_records(files: tuple[str, ...], held_out: frozenset[bytes], split: Split) -> Iterator[Record]:
     """One document per file with docstrings; a file without is no record. Held-out ones stay only where the file itself is held out."""
     for path in files:
         raw = Path(path).read_bytes()
-        code, texts = raw.removeprefix(BOM), docstrings(raw)
-        if not is_validation(code):
+        owner, texts = split.digest(raw.removeprefix(BOM)), docstrings(raw)
+        if not split.holds_out(owner):
             texts = [text for text in texts if docstring_digest(text) not in held_out]
         if texts:
-            yield from_bytes(path, 1, ("\n\n".join(texts) + "\n").encode("utf-8", "surrogatepass"), code)
+            yield from_bytes(path, 1, ("\n\n".join(texts) + "\n").encode("utf-8", "surrogatepass"), owner)
 
 
 def topic_records(files: tuple[str, ...]) -> Iterator[Record]:
