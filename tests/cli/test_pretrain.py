@@ -15,7 +15,7 @@ import pytest
 from rorqual.cli.main import main
 from rorqual.data.build import build
 from rorqual.train.rundir import read_config
-from tests.cli.tiny_corpus import corpus_run, interrupt_after, steps, write_corpus
+from tests.cli.tiny_corpus import corpus_run, interrupt_after, losses, steps, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_run_stop_resume_and_go_on(
 
 
 def test_sigterm_in_a_real_process(made: tuple[Path, Path], tmp_path: Path) -> None:
-    """Exit code 143, and the run goes on from the step it stopped at."""
+    """Exit code 143, and the run goes on from the step it stopped at, on real shards with FIM, as if it had not stopped (F31)."""
     config, data = made
     out = tmp_path / "run"
     script = (
@@ -69,7 +69,8 @@ def test_sigterm_in_a_real_process(made: tuple[Path, Path], tmp_path: Path) -> N
     assert done.returncode == 143, done.stderr
     assert steps(out) == [1, 2, 3]
     assert main(["pretrain", "--data", str(data), "--out", str(out), "--resume"]) == 0
-    assert steps(out) == [1, 2, 3, 4, 5, 6]
+    assert main(["pretrain", str(config), "--data", str(data), "--out", str(tmp_path / "straight")]) == 0
+    assert steps(out) == [1, 2, 3, 4, 5, 6] and losses(out) == losses(tmp_path / "straight")
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,12 @@ def steps(out: Path) -> list[int]:
     return [row["step"] for row in rows if row["kind"] == "train"]
 
 
+def losses(out: Path) -> list[tuple[float, float]]:
+    """Loss and gradient norm of every step, exact: JSON holds the shortest form of a float."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [(row["loss"], row["grad_norm"]) for row in rows if row["kind"] == "train"]
+
+
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
     """Sends this process a signal just before the optimiser step after `step` steps."""
     real, calls = trainer.train_step, {"n": 0}
