@@ -158,7 +158,7 @@ class _Pipeline:
             f"\n{results['validation_bpb']:.3f} bits per byte on held-out {results['validation_source']} (gzip -9 {results['gzip_bpb']:.3f}, xz {results['xz_bpb']:.3f}), "
             f"MTP acceptance {100 * (results['mtp_acceptance'] or 0):.0f}%, {results['tokens_per_second']:,.0f} tokens/s, {results['seconds'] / 60:.1f} minutes\n"
             f"report: {report}\n\ntry next:\n"
-            f"  rorqual generate {self.out} --prompt 'def fibonacci(n):'\n"
+            f"  rorqual generate {self.out} 'def fibonacci(n):'\n"
             f"  rorqual inspect {self.out / 'hf'}\n"
             f"  rorqual pretrain --init {self.out} --data {self.data} --out {self.out}-longer"
         )
