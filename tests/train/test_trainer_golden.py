@@ -2,7 +2,7 @@
 
 On the processor, torch release and kernel backend that golden.json names the comparison is exact. Elsewhere other instruction
 sets sum in another order, and twenty steps amplify the last bit: the tolerance is 1e-3 relative, far below what any change of
-a formula does. After an intended change of numbers: python -m tests.train.test_golden
+a formula does. After an intended change of numbers: python -m tests.train.test_trainer_golden
 """
 
 from __future__ import annotations
