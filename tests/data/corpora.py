@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from rorqual.data.build import build
 from rorqual.data.config import BuildConfig
 from rorqual.tokenizer import bpe
 
@@ -48,6 +52,33 @@ def write_jsonl(path: Path, texts: list[str]) -> Path:
     return path
 
 
+def write_awkward(folder: Path) -> Path:
+    """Lines of F27, then 60 documents of which the first ten come again, in three files."""
+    texts = documents(60)
+    lines, _, _ = awkward_lines(1400)
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(b"".join(lines))
+    write_jsonl(folder / "b.jsonl", texts[:35])
+    write_jsonl(folder / "c.jsonl", texts[35:] + texts[:10])
+    return folder
+
+
+class Inline(Executor):
+    """Runs a task when it is submitted, in this process."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+
+def run(settings: BuildConfig, out: Path, **more: Any) -> dict[str, Any]:
+    return build(settings, out, **({"executor": Inline()} | more))
+
+
 def config(*inputs: object, **changes: Any) -> BuildConfig:
     """A build of `inputs` that takes milliseconds: a vocabulary of a few merges, no overlap search unless asked."""
     return BuildConfig(**({"inputs": tuple(map(str, inputs)), "vocab_size": 300, "validation_rate": 0.2, "near_duplicate": 1.0} | changes))
@@ -63,8 +94,6 @@ def validation_documents(folder: Path, source: str = "text") -> list[str]:
 
 
 def _decoded(folder: Path, source: str, split: str) -> list[str]:
-    import numpy as np
-
     index = json.loads((folder / "index.json").read_text())
     tokenizer = bpe.load(folder / "tokenizer")
     found = []
