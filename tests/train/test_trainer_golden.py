@@ -1,8 +1,9 @@
-"""Twenty steps of T0 with a fixed seed: a refactor leaves these losses identical to the bit (design: determinism).
+"""Twenty steps of T0 with a fixed seed and tokens made by a formula, against losses that are kept in golden.json.
 
-On the processor, torch release and kernel backend that golden.json names the comparison is exact. Elsewhere other instruction
-sets sum in another order, and twenty steps amplify the last bit: the tolerance is 1e-3 relative, far below what any change of
-a formula does. After an intended change of numbers: python -m tests.train.test_trainer_golden
+Two runs in one process are equal to the bit. Against the file the tolerance is 1e-4 relative: other instruction sets, kernels and
+torch releases sum in another order (1e-7 where that was tried). On the machine that golden.json names a refactor leaves the losses
+identical to the bit, so that writing the file again changes nothing in it. After an intended change of numbers, and to see that
+a refactor made none: python -m tests.train.test_trainer_golden
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tests.tiny import t0
 from tests.train.tiny_run import TinyData, tiny_run
 
 FILE = Path(__file__).with_name("golden.json")
+TOLERANCE = 1e-4
 
 
 def machine() -> dict[str, Any]:
@@ -59,12 +61,11 @@ def losses() -> list[float]:
 
 
 def test_golden_losses() -> None:
-    golden, found = json.loads(FILE.read_text()), losses()
-    wanted = [float.fromhex(text) for text in golden["losses"]]
+    wanted = [float.fromhex(text) for text in json.loads(FILE.read_text())["losses"]]
+    found = losses()
     assert len(found) == len(wanted) == 20
-    if golden["machine"] == machine():
-        assert [loss.hex() for loss in found] == golden["losses"]
-    assert found == pytest.approx(wanted, rel=1e-3)
+    assert [loss.hex() for loss in losses()] == [loss.hex() for loss in found]
+    assert found == pytest.approx(wanted, rel=TOLERANCE)
     assert found[-1] < found[0] - 1.0
 
 
