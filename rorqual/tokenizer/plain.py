@@ -46,9 +46,10 @@ _SAFE_CUT: Final = re.compile(
     r"(?<=[A-Za-z])(?=[\x00-@\[-`{-\x7f])"
     r"|(?<=[0-9])(?=[\x00-/:-\x7f])"
     r"|(?<=\n)(?=[!-~])"
-    f"|(?<=[{_LETTERS}{_CJK}])(?=[ \n])"
+    rf"|(?<=[^\W_])(?=[ \n{_PUNCTUATION}])"
     f"|(?<=[{_CJK}])(?=[\uff0c\u3002\u3001])"
 )
+_ONE_WORD: Final = re.compile(f" ?[A-Za-z{_LETTERS}]+|[{_CJK}]+")
 _LINE_CUT: Final = re.compile(r"(?<=\n)(?=[!-~])")
 
 
@@ -105,7 +106,8 @@ class PlainEncoder:
             and (normalizer is None or normalizer == {"type": "Sequence", "normalizers": []})
         )
         self.dtype = self.dtype_of(tokenizer)
-        self.byte_level = dict(enumerate(byte_alphabet()[:128]))
+        self._bytes = dict(enumerate(byte_alphabet()))
+        self.byte_level = dict(list(self._bytes.items())[:128])
         self._inner = tokenizers.Tokenizer.from_str(json.dumps(content))
         self._model = self._inner.model
         self._words = _Words(self)
@@ -126,6 +128,8 @@ class PlainEncoder:
     def _piece(self, part: str, size: int) -> Iterator[bytes]:
         if _is_plain(part):
             yield b"".join(map(self._words.__getitem__, (found.group() for found in _ASCII_WORDS.finditer(part))))
+        elif len(part) > 16 * size and _ONE_WORD.fullmatch(part):
+            yield self.word(part.encode().decode("latin-1").translate(self._bytes))
         elif len(part) > 16 * size:
             yield b"".join(self.word(word) for word, _ in self._inner.pre_tokenizer.pre_tokenize_str(part))
         else:
