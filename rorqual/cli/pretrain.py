@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -58,15 +59,15 @@ def pretrain(
         print(run.to_json(), end="")
     result = train(run, out, data=dataset, resume_run=resume, init=init, init_weights=init_weights, overwrite=overwrite, sinks=sinks or ())  # type: ignore[arg-type]
     if result.signal is not None:
-        print(
-            f"stopped at step {result.step}, {result.tokens:,} tokens; continue with: rorqual pretrain --out {out} --data {folder} --resume",
-            file=sys.stderr,
-        )
+        again = shlex.join(["rorqual", "pretrain", "--out", str(out), "--data", str(folder), "--resume"])
+        print(f"stopped at step {result.step}, {result.tokens:,} tokens; continue with: {again}", file=sys.stderr)
         return 128 + result.signal
     for record in result.final:
         name = "moving average" if record["weights"] == "ema" else "weights"
         print(f"{name}: {record['bpb']:.4f} bits per byte on {record['validation_tokens']:,} validation tokens of {record['source']!r}")
-    print(f"finished: step {result.step}, {result.tokens:,} tokens, in {out}; write a model folder with: rorqual export {out} OUT")
+    print(
+        f"finished: step {result.step}, {result.tokens:,} tokens, in {out}; write a model folder with: rorqual export {shlex.quote(str(out))} OUT"
+    )
     return 0
 
 

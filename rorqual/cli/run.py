@@ -10,6 +10,7 @@ import argparse
 import gzip
 import json
 import lzma
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -44,14 +45,15 @@ def main(argv: list[str]) -> int:
     run = read_recipe(args.recipe).with_(read_settings(args.set))
     run = from_command_line(run, overrides, prog="rorqual run") if overrides else run
     out = args.out or Path("runs") / run.name
-    return _Pipeline(run, out, args.data or out / "data", args.overwrite, args.recipe).go()
+    command = shlex.join(["rorqual", "run", *(word for word in argv if word != "--overwrite")])
+    return _Pipeline(run, out, args.data or out / "data", args.overwrite, args.recipe, command).go()
 
 
 class _Pipeline:
     """The stages of a recipe, each left out when what it makes is already there."""
 
-    def __init__(self, run: RunConfig, out: Path, data: Path, overwrite: bool, recipe: str) -> None:
-        self.run, self.out, self.data, self.overwrite, self.recipe = run, out, data, overwrite, recipe
+    def __init__(self, run: RunConfig, out: Path, data: Path, overwrite: bool, recipe: str, command: str) -> None:
+        self.run, self.out, self.data, self.overwrite, self.recipe, self.command = run, out, data, overwrite, recipe, command
 
     def go(self) -> int:
         """All stages in order; returns the exit code."""
@@ -62,19 +64,20 @@ class _Pipeline:
         if resume:
             stored.check_same(self.run)
             if (self.out / "results.json").is_file() and (self.out / "report.html").is_file():
-                print(f"{self.out} is finished and left alone; its report is {self.out / 'report.html'}\nto start afresh: rorqual run {self.recipe} --out {self.out} --overwrite, or choose another --out")  # fmt: skip
+                print(f"{self.out} is finished and left alone; its report is {self.out / 'report.html'}\nto start afresh: {self.command} --overwrite\nor choose another --out")  # fmt: skip
                 return 0
-        if self.overwrite:
-            (self.out / "stages.json").unlink(missing_ok=True)
         with self._stage("data"):
             self._build()
         dataset = self._open()
+        if self.overwrite:
+            with stored:  # the data stays, and so do its seconds
+                self._write(self.out / "stages.json", {"data": self._stages()["data"]})
         with self._stage("pretrain"):
             from rorqual.train.trainer import train
 
             result = train(self.run, self.out, data=dataset, resume_run=resume, overwrite=self.overwrite)
         if result.signal is not None:
-            print(f"stopped at step {result.step}, saved; go on with: rorqual run {self.recipe} --out {self.out}", file=sys.stderr)
+            print(f"stopped at step {result.step}, saved; go on with: {self.command}", file=sys.stderr)
             return 128 + result.signal
         with self._stage("export"):
             self._export()
@@ -158,9 +161,9 @@ class _Pipeline:
             f"\n{results['validation_bpb']:.3f} bits per byte on held-out {results['validation_source']} (gzip -9 {results['gzip_bpb']:.3f}, xz {results['xz_bpb']:.3f}), "
             f"MTP acceptance {100 * (results['mtp_acceptance'] or 0):.0f}%, {results['tokens_per_second']:,.0f} tokens/s, {results['seconds'] / 60:.1f} minutes\n"
             f"report: {report}\n\ntry next:\n"
-            f"  rorqual generate {self.out} 'def fibonacci(n):'\n"
-            f"  rorqual inspect {self.out / 'hf'}\n"
-            f"  rorqual pretrain --init {self.out} --data {self.data} --out {self.out}-longer"
+            f"  {shlex.join(['rorqual', 'generate', str(self.out), 'def fibonacci(n):'])}\n"
+            f"  {shlex.join(['rorqual', 'inspect', str(self.out / 'hf')])}\n"
+            f"  {shlex.join(['rorqual', 'pretrain', '--init', str(self.out), '--data', str(self.data), '--out', f'{self.out}-longer'])}"
         )
 
     # ------------------------------------------------------------------ seconds per stage

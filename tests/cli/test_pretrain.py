@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import shlex
 import signal
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,8 +12,8 @@ import pytest
 
 from rorqual.cli.main import main
 from rorqual.data.build import build
-from rorqual.train.rundir import read_config
-from tests.cli.tiny_corpus import corpus_run, interrupt_after, losses, steps, write_corpus
+from rorqual.train.rundir import RunFolder, read_config
+from tests.cli.tiny_corpus import corpus_run, in_a_process, interrupt_after, losses, steps, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +31,19 @@ def test_run_stop_resume_and_go_on(
     made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, data = made
-    out = tmp_path / "run"
+    out = tmp_path / "a run"
     with monkeypatch.context() as patch:
         interrupt_after(patch, 3, signal.SIGINT)
         assert main(["pretrain", str(config), "--data", str(data), "--out", str(out), "--train.aux-loss-alpha", "0.001"]) == 130
-    assert f"--out {out} --data {data} --resume" in capsys.readouterr().err
+    printed = shlex.split(capsys.readouterr().err.rpartition("continue with: ")[2])
+    assert printed == ["rorqual", "pretrain", "--out", str(out), "--data", str(data), "--resume"]
     assert steps(out) == [1, 2, 3] and read_config(out).train.aux_loss_alpha == 0.001
     assert main(["pretrain", str(config), "--data", str(data), "--out", str(out), "--resume"]) == 1
     assert "train.aux_loss_alpha was 0.001, now 0.0001" in capsys.readouterr().err
-    assert main(["pretrain", "--data", str(data), "--out", str(out), "--resume"]) == 0
+    with RunFolder(out):
+        assert main(printed[1:]) == 1
+    assert "is in use by another process" in capsys.readouterr().err and steps(out) == [1, 2, 3]
+    assert main(printed[1:]) == 0
     assert steps(out) == [1, 2, 3, 4, 5, 6] and "bits per byte on" in capsys.readouterr().out
     assert main(["pretrain", str(config), "--data", str(data), "--out", str(out)]) == 1
     assert "already holds a run" in capsys.readouterr().err
@@ -59,13 +61,7 @@ def test_sigterm_in_a_real_process(made: tuple[Path, Path], tmp_path: Path) -> N
     """Exit code 143, and the run goes on from the step it stopped at, on real shards with FIM, as if it had not stopped (F31)."""
     config, data = made
     out = tmp_path / "run"
-    script = (
-        "import sys\nfrom tests.cli.tiny_corpus import interrupt_after\nimport pytest, signal\n"
-        "from rorqual.cli.main import main\ninterrupt_after(pytest.MonkeyPatch(), 3, signal.SIGTERM)\nsys.exit(main(sys.argv[1:]))\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-c", script, "pretrain", str(config), "--data", str(data), "--out", str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    done = in_a_process(["pretrain", str(config), "--data", str(data), "--out", str(out)], 3, "SIGTERM")
     assert done.returncode == 143, done.stderr
     assert steps(out) == [1, 2, 3]
     assert main(["pretrain", "--data", str(data), "--out", str(out), "--resume"]) == 0

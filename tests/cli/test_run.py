@@ -1,33 +1,40 @@
-"""The whole recipe on a tiny corpus: stopped, resumed, finished, left alone, started afresh."""
+"""The whole recipe on a tiny corpus: killed, stopped, resumed, finished, left alone, started afresh; what it prints works."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from pathlib import Path
 
 import pytest
 
+from rorqual.checkpoint import hf
 from rorqual.cli.main import main
-from tests.cli.tiny_corpus import corpus_run, interrupt_after, steps, write_corpus
+from rorqual.train.rundir import RunFolder
+from tests.cli.tiny_corpus import corpus_run, in_a_process, interrupt_after, losses, steps, write_corpus
 
 
 def test_whole_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run = corpus_run(write_corpus(tmp_path / "corpus"))
-    (tmp_path / "recipe.json").write_text(run.to_json())
-    out = tmp_path / "runs" / "tiny"
-    command = ["run", str(tmp_path / "recipe.json"), "--out", str(out)]
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 3, signal.SIGTERM)
-        assert main(command) == 143
+    (tmp_path / "recipe.json").write_text(run.with_({"train.seed": 8}).to_json())
+    out = tmp_path / "runs" / "a tiny one"
+    command = ["run", str(tmp_path / "recipe.json"), "--out", str(out), "--set", "train.seed=3"]
+    killed = in_a_process(command, 3, "SIGKILL")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert steps(out) == [1, 2, 3] and not (out / "results.json").exists()
     fingerprint = json.loads((out / "data" / "index.json").read_text())["fingerprint"]
-    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2, signal.SIGTERM)  # from the checkpoint of step 2 on
+        assert main(command) == 143
+    assert steps(out) == [1, 2, 3, 4] and not (out / "results.json").exists()
+    assert shlex.split(capsys.readouterr().err.rpartition("go on with: ")[2]) == ["rorqual", *command]
 
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert f"report: {out / 'report.html'}" in shown
-    assert [line.split()[1] for line in shown.partition("try next:\n")[2].splitlines()] == ["generate", "inspect", "pretrain"]
+    printed = [shlex.split(line)[1:] for line in shown.partition("try next:\n")[2].splitlines()]
+    assert [words[0] for words in printed] == ["generate", "inspect", "pretrain"]
     assert steps(out) == [1, 2, 3, 4, 5, 6]
     results = json.loads((out / "results.json").read_text())
     for key in (
@@ -48,18 +55,33 @@ def test_whole_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert results["data"]["fingerprint"] == fingerprint and results["data"]["epochs"]["code"] > 0
     assert (out / "hf" / "tokenizer.json").is_file() and "bits per byte" in (out / "report.html").read_text()
 
-    before = (out / "results.json").read_text()
+    model, loaded = hf.load(out / "hf")
+    assert (loaded.skipped, loaded.missing, loaded.notices) == ([], [], []) and model.config == run.model
+    whole = losses(out)
+
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     assert main(command) == 0
-    assert "finished and left alone" in (shown := capsys.readouterr().out) and "--overwrite" in shown
-    assert (out / "results.json").read_text() == before
+    assert "finished and left alone" in (shown := capsys.readouterr().out)
+    afresh = shlex.split(shown.partition("to start afresh: ")[2].splitlines()[0])[1:]
+    assert afresh == [*command, "--overwrite"]
     assert main([*command, "--set", "train.seed=9"]) == 1
     assert "train.seed was 3, now 9" in capsys.readouterr().err
-    assert main([*command, "--set", "build.split_rate=0.5", "--overwrite"]) == 1
+    assert main([*afresh, "--set", "build.split_rate=0.5"]) == 1
     assert "build.split_rate was 0.1, now 0.5" in capsys.readouterr().err
+    with RunFolder(out):
+        assert main(afresh) == 1
+    assert "is in use by another process" in capsys.readouterr().err
+    kept = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    assert {name for name in before if before[name] != kept[name]} <= {"stages.json"}
 
-    assert main([*command, "--set", "train.seed=9", "--overwrite"]) == 0
+    for words, more in zip(printed, (["--max-new-tokens", "2"], [], ["--train.total-tokens", "128"]), strict=True):
+        assert main([*words, *more]) == 0, capsys.readouterr().err
+    assert steps(Path(f"{out}-longer")) == [1, 2]
+
+    assert main(afresh) == 0
     again = json.loads((out / "results.json").read_text())
-    assert again["data"]["fingerprint"] == fingerprint and again["validation_bpb"] != results["validation_bpb"]
+    assert again["data"]["fingerprint"] == fingerprint and again["stages"][0]["seconds"] >= results["stages"][0]["seconds"]
+    assert losses(out) == whole and again["validation_bpb"] == results["validation_bpb"]
 
 
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:

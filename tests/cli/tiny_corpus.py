@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +60,13 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> 
         return real(*args, **kwargs)
 
     monkeypatch.setattr(trainer, "train_step", counted)
+
+
+def in_a_process(arguments: list[str], step: int, number: str) -> subprocess.CompletedProcess[str]:
+    """`rorqual` in a process of its own, which gets a signal just before the optimiser step after `step` steps."""
+    script = (
+        "import sys, signal, pytest\nfrom tests.cli.tiny_corpus import interrupt_after\nfrom rorqual.cli.main import main\n"
+        f"interrupt_after(pytest.MonkeyPatch(), {step}, signal.{number})\nsys.exit(main(sys.argv[1:]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run([sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, timeout=100)
