@@ -52,7 +52,7 @@ def test_a_word_in_windows_is_the_word(text: str, window: int) -> None:
     assert _ids(ENCODER.word(word, window)) == [token.id for token in LIBRARY.model.tokenize(word)]
 
 
-@pytest.mark.parametrize("unit", ["=", "ab", "return", "\u6c42\u7d22", "\u2014", "a\u0301"])
+@pytest.mark.parametrize("unit", ["=", "ab", "return", "\u6c42\u7d22", "\u2014", "a\u0301", "\u00e9", "\u0434\u0430", "\ud55c", "\u3042"])
 def test_a_document_of_one_endless_word(unit: str) -> None:
     text = unit * (3000 // len(unit))
     assert _ids(ENCODER.encode(text, 16)) == _library(text)
