@@ -116,8 +116,7 @@ def _plan(config: BuildConfig, files: list[File], tokenizer: Tokenizer | None, r
         found, described = stdlib.corpus_ranges(files, config.arithmetic_documents, size), stdlib.describe(files)
     key = {"options": asdict(config), "files": [[*asdict(file).values()] for file in files], "format": _FORMAT}
     key["tokenizer"] = tokenizer.fingerprint if tokenizer is not None else None
-    text = sum(span.size for span in found)
-    rate = min(config.validation_rate, config.validation_bytes / max(text, 1))
+    rate = min(config.validation_rate, config.validation_bytes / max(corpus.text_bytes(found), 1))
     return _Plan(json.loads(json.dumps(key)), found, described, rate)
 
 
@@ -170,7 +169,7 @@ class _Builder:
         self._pool = pool
         self._window = window
         self._progress = progress
-        text = max(sum(span.size for span in plan.ranges), 1)
+        text = max(corpus.text_bytes(plan.ranges), 1)
         split = Split(config.seed, plan.validation_rate)
         sample = min(1.0, config.tokenizer_bytes / text) if config.tokenizer is None else 0.0
         self._job = stages.Job(str(work), config.text_field, split, config.strict, sample, config.split_rate)

@@ -119,6 +119,13 @@ def estimated_bytes(files: Iterable[File]) -> int:
     return sum(file.size * (1 if file.kind in ("jsonl", "files") else _COMPRESSED) for file in files)
 
 
+def text_bytes(spans: list[Range]) -> int:
+    """Bytes of text in `spans`, the same however the input was cut: docstrings count as an eighth of all code, not of each range."""
+    code = sum(span.size for span in spans if span.kind == "files" and span.source == "code")
+    docstrings = code // 8 if any(span.kind == "docstrings" for span in spans) else 0
+    return sum(span.size for span in spans if span.kind != "docstrings") + docstrings
+
+
 def range_bytes(total: int) -> int:
     """Bytes of a range: small enough to share the work, large enough that a terabyte has a few thousand."""
     return min(max(total // _RANGES, _SMALLEST_RANGE), _LARGEST_RANGE)
