@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rorqual.config import ModelConfig
+from rorqual.model.moe import MoE
 from rorqual.model.router import Router, route
 from rorqual.model.transformer import CausalLM
 from tests.tiny import t0
@@ -97,3 +98,36 @@ def test_gradient_reaches_scores_but_not_the_bias() -> None:
     assert values.grad is not None and values.grad.abs().sum() > 0
     assert bias.grad is None
     assert "e_score_correction_bias" not in dict(Router(config).named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("config", "scores", "bias", "gates"),
+    [
+        (routing(4, 2, 2.446, n_group=1, topk_group=1, norm_topk_prob=False), FOUR, (0.0,) * 4, {0: 2.2014, 2: 1.4676}),
+        (routing(4, 2, 2.446, n_group=1, topk_group=1), FOUR, (0.0,) * 4, {0: 1.4676, 2: 0.9784}),
+        (routing(4, 1, 2.446, n_group=1, topk_group=1), FOUR, (0.0,) * 4, {0: 2.446}),
+        (routing(4, 2, 2.446, n_group=4, topk_group=2), FOUR, (0.0,) * 4, {0: 1.4676, 2: 0.9784}),
+        (routing(6, 2, 2.5, n_group=3, topk_group=1), (0.9, 0.1, 0.6, 0.5, 0.8, 0.1), (0, 0, 0, 0.2, 0, 0), {2: 1.363636, 3: 1.136364}),
+    ],
+)
+def test_the_same_gates_in_a_batch_and_in_the_output_of_the_block(
+    config: ModelConfig, scores: tuple[float, ...], bias: tuple[float, ...], gates: dict[int, float]
+) -> None:
+    """Every row of the table through dispatch, experts and combine, among other tokens: gates from the table, the shared expert once."""
+    moe = MoE(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in moe.parameters():
+            parameter.normal_(0.0, 0.3, generator=generator)
+        moe.gate.weight.copy_(torch.eye(len(scores), 64))
+        moe.gate.e_score_correction_bias.copy_(torch.tensor(bias, dtype=torch.float32))
+    u = torch.randn(40, 64, generator=generator)
+    u[17, : len(scores)] = logits(*scores)
+    with torch.no_grad():
+        sent = moe.dispatch(u)
+        out = moe.combine(moe.compute(sent), sent, u)[17]
+        want = moe.shared_experts(u[17:18])[0]
+        for expert, gate in gates.items():
+            up = (moe.experts.gate_up_proj.weight[expert] @ u[17]).chunk(2)
+            want = want + gate * (moe.experts.down_proj.weight[expert] @ (torch.nn.functional.silu(up[0]) * up[1]))
+    torch.testing.assert_close(out, want, rtol=1e-3, atol=1e-3)
