@@ -20,7 +20,7 @@ ENCODER = PlainEncoder(tokenizer())
 LIBRARY = tokenizers.Tokenizer.from_str(json.dumps(tokenizer().content() | {"added_tokens": []}))
 
 ASCII = st.text("abcXYZ019 \t\n\r\x0b\x0c.,:;()[]{}_'\"<>|=+-\\`~@")
-FRAGMENTS = st.sampled_from([*LINES, *bpe.PROBES, special.EOS, "<think>", "\u3002", "\uff0c", "\x1c", "\x85", "\u00a0", "\u2028", " ", "\n",
+FRAGMENTS = st.sampled_from([*LINES, *bpe.PROBES, special.EOS, "<think>", "\u3002", "\uff0c", "\x1c", "\x85", "\u00a0", "\u2028", " ", "\n", "\u0e01\u0e34 ", "\u00bd,", "\ua7dc ",
                              "\r\n", "  \n\n", "\u0301", "\u00e9", "\u6c42", "\u3042", "1", "\u0661", "\u00b2", "x", "_", "\u20ac", "\ufeff", "\U0001f988"])  # fmt: skip
 MIXED = st.lists(FRAGMENTS | st.text(st.characters(exclude_categories=["Cs"]), max_size=4), max_size=12).map("".join)
 
