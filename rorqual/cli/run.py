@@ -66,6 +66,9 @@ class _Pipeline:
             if (self.out / "results.json").is_file() and (self.out / "report.html").is_file():
                 print(f"{self.out} is finished and left alone; its report is {self.out / 'report.html'}\nto start afresh: {self.command} --overwrite\nor choose another --out")  # fmt: skip
                 return 0
+        with stored:  # in use, or no run folder: refused before any work
+            if not resume:
+                stored.check_replaceable(self.overwrite)
         with self._stage("data"):
             self._build()
         dataset = self._open()
@@ -98,6 +101,9 @@ class _Pipeline:
 
         index = self.data / "index.json"
         if index.is_file():
+            from rorqual.data.folder import BuiltFolder
+
+            BuiltFolder.open(self.data)  # refuses an index that is none
             options = json.loads(index.read_text(encoding="utf-8")).get("options", {})
             changed = {
                 name: (options[name], value)

@@ -22,7 +22,7 @@ from rorqual.errors import CheckpointError, ConfigError, RunError
 from rorqual.model.transformer import CausalLM
 from rorqual.train.hyperparams import RunConfig, diff
 from rorqual.train.records import changes
-from rorqual.train.rundir import read_config
+from rorqual.train.rundir import CONTENTS, read_config
 
 Weights = Literal["raw", "ema"]
 MAY_CHANGE = ("rope_scaling", "rope_theta", "max_position_embeddings", "initializer_range", "quantization_config", "model_type")
@@ -80,6 +80,13 @@ def check_fits(parent: Parent, run: RunConfig, tokenizer: str | None = None) -> 
         raise ConfigError(
             f"cannot start from {parent.path}: it was trained with tokenizer {parent.tokenizer}, the data was built with {tokenizer}, so ids mean other text; build the data with the parent's tokenizer"
         )
+
+
+def check_apart(parent: Parent, out: Path) -> None:
+    """Refuses to replace a run that the new phase starts from: its weights are read after the folder was emptied."""
+    start, places = parent.path.resolve(), [out.resolve() / name for name in CONTENTS]
+    if start == out.resolve() or any(start.is_relative_to(place) for place in places):
+        raise ConfigError(f"cannot start from {parent.path} and replace it: --overwrite would delete it first; choose another --out")
 
 
 def lineage(run: RunConfig, parent: Parent | None, data: Any) -> dict[str, Any]:

@@ -93,13 +93,19 @@ class RunFolder:
         """Whether something of a run is here."""
         return any((self.path / name).exists() for name in CONTENTS)
 
+    def check_replaceable(self, overwrite: bool) -> None:
+        """RunError when the folder holds a run, unless `overwrite` was asked for; a model folder is never taken for a run."""
+        if self.config.exists() and not self.lineage.exists():
+            raise RunError(f"{self.path} has a config.json but no lineage.json, so it is no run and is not replaced; choose another --out")
+        if self.holds_run() and not overwrite:
+            raise RunError(
+                f"{self.path} already holds a run; continue it with --resume, choose another --out, or replace it with --overwrite"
+            )
+
     def begin(self, run: RunConfig, lineage: dict[str, Any], *, overwrite: bool = False) -> None:
-        """Makes the folder that of a new run. RunError when it holds one, unless `overwrite` was asked for."""
+        """Makes the folder that of a new run, as far as `check_replaceable` lets it."""
+        self.check_replaceable(overwrite)
         if self.holds_run():
-            if not overwrite:
-                raise RunError(
-                    f"{self.path} already holds a run; continue it with --resume, choose another --out, or replace it with --overwrite"
-                )
             for name in CONTENTS:
                 target = self.path / name
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)

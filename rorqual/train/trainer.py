@@ -139,6 +139,8 @@ def train(
     parent = None if init is None else extend.open_parent(init, init_weights)
     if parent is not None:
         extend.check_fits(parent, run, data.tokenizer.fingerprint)
+        if overwrite:
+            extend.check_apart(parent, Path(out))
     with RunFolder(out) as folder, StopRequest() as stop:
         newest = None
         if resume_run:

@@ -84,6 +84,33 @@ def test_whole_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert losses(out) == whole and again["validation_bpb"] == results["validation_bpb"]
 
 
+def test_folders_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused in one message before any work, and nothing that was there changes."""
+    (tmp_path / "recipe.json").write_text(corpus_run(write_corpus(tmp_path / "corpus")).to_json())
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "deepseek_v3"}')
+    for name, index in (("cut", "{"), ("list", "[]"), ("old", '{"format": 0}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "index.json").write_text(index)
+    command = ["run", str(tmp_path / "recipe.json"), "--out"]
+    for out, more, message in (
+        ("file", [], "cannot use"),
+        ("file/below", [], "cannot use"),
+        ("model", ["--overwrite"], "it is no run and is not replaced"),
+        ("new", ["--data", str(tmp_path / "cut")], "cannot be read as JSON"),
+        ("new", ["--data", str(tmp_path / "list")], "has format 'list'"),
+        ("new", ["--data", str(tmp_path / "old")], "has format 0"),
+        ("new", ["--data", str(tmp_path / "file")], "is never overwritten"),
+        ("new", ["--set", f'build.inputs=["{tmp_path}/nothing"]'], "does not exist"),
+    ):
+        assert main([*command, str(tmp_path / out), *more]) == 1
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / "model" / "config.json").read_text() == '{"model_type": "deepseek_v3"}'
+    assert not {path.name for path in (tmp_path / "new").iterdir()} & {"config.json", "metrics.jsonl", "data"}
+
+
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
         main(["run", "laptop", "stray"])

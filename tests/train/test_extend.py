@@ -74,6 +74,23 @@ def test_interrupted_phase_resumes_from_itself(parent: Path, tmp_path: Path) -> 
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_run_is_not_replaced_by_the_phase_that_starts_from_it(tmp_path: Path) -> None:
+    """--init RUN --out RUN --overwrite would delete the weights before they are read; so would --init RUN/hf."""
+    run = tmp_path / "run"
+    go(tiny_run(1), run)
+    model = CausalLM(tiny_run().model)
+    model.init_weights(0)
+    hf.export(model, None, run / "hf")
+    kept = sorted(path.name for path in run.rglob("*"))
+    (tmp_path / "link").symlink_to(run)
+    for parent in (run, run / "hf", tmp_path / "link"):
+        with pytest.raises(ConfigError, match="--overwrite would delete it first"):
+            go(tiny_run(1), run, init=parent, overwrite=True)
+    assert sorted(path.name for path in run.rglob("*")) == kept
+    hf.export(model, None, run / "kept")
+    go(tiny_run(1), run, init=run / "kept", overwrite=True)
+
+
 def test_moving_average_as_the_start(parent: Path, tmp_path: Path) -> None:
     raw, average = weights(parent), extend.open_parent(parent, "ema").load()
     assert not torch.equal(raw["lm_head.weight"], average["lm_head.weight"])

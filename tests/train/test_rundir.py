@@ -53,6 +53,14 @@ def test_begin_keeps_what_is_there_unless_asked(tmp_path: Path) -> None:
                                        mtp_loss_weight=run.train.mtp_loss_weight))  # fmt: skip
 
 
+def test_a_model_folder_is_not_taken_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "deepseek_v3"}')
+    for overwrite in (False, True):
+        with RunFolder(tmp_path) as folder, pytest.raises(RunError, match="it is no run and is not replaced"):
+            folder.begin(tiny_run(), {}, overwrite=overwrite)
+    assert (tmp_path / "config.json").read_text() == '{"model_type": "deepseek_v3"}'
+
+
 def test_read_config(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a run folder"):
         read_config(tmp_path)
