@@ -113,7 +113,9 @@ def test_other_lines_that_are_no_document(tmp_path: Path, line: bytes, reason: s
 def test_characters_that_end_lines_elsewhere_belong_to_the_text(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     text = "a\u2028b\u0085c\x0bd\x0ce\x1cf\rg\0h"
-    path.write_bytes(json.dumps({"text": text}, ensure_ascii=False).encode() + b"\r\n" + json.dumps({"text": "\ufeffkept"}).encode() + b"\r\n")
+    path.write_bytes(
+        json.dumps({"text": text}, ensure_ascii=False).encode() + b"\r\n" + json.dumps({"text": "\ufeffkept"}).encode() + b"\r\n"
+    )
     assert [record.text for record in _read(path)] == [text, "\ufeffkept"]
 
 
@@ -123,7 +125,13 @@ def test_whole_files(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
     found = [(Path(record.file).name, record.line, record.text or record.reason) for span in
              corpus.ranges(corpus.find_files([str(tmp_path)]), "text", 4) for record in read(span, "text", SPLIT)]  # fmt: skip
-    assert found == [("a.txt", 1, "one\r\ntwo\0"), ("b.md", 1, "empty_text"), ("c.py", 1, "empty_text"), ("d.txt", 1, "invalid_utf8"), ("e.txt", 1, "\u6df1")]
+    assert found == [
+        ("a.txt", 1, "one\r\ntwo\0"),
+        ("b.md", 1, "empty_text"),
+        ("c.py", 1, "empty_text"),
+        ("d.txt", 1, "invalid_utf8"),
+        ("e.txt", 1, "\u6df1"),
+    ]
 
 
 @pytest.mark.parametrize("data", [b"", b"\n\n\r\n", b"\xef\xbb\xbf"])
@@ -156,7 +164,9 @@ def test_parquet_bytes_that_are_not_utf8(tmp_path: Path) -> None:
 def test_a_damaged_parquet_file(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     file = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table({"text": [f"document {n} {'x' * n}" for n in range(2000)]}), file, use_dictionary=False, compression="zstd")
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": [f"document {n} {'x' * n}" for n in range(2000)]}), file, use_dictionary=False, compression="zstd"
+    )
     data = bytearray(file.getvalue())
     data[4:2000] = bytes(1996)
     path.write_bytes(data)
