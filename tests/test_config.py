@@ -140,6 +140,7 @@ def test_all_forms_of_no_scaling_are_one_configuration(scaling: object) -> None:
     [
         ({"type": "yarnn", **YARN}, "yarnn"),
         ({"type": "yarn", **YARN, "factor": None}, "factor"),
+        ({"type": "yarn", "original_max_position_embeddings": 64}, "factor"),
         ({"type": "yarn", "factor": 4}, "original_max_position_embeddings"),
         ({"type": "yarn", **YARN, "factor": 0.5}, "factor"),
         ({"type": "yarn", **YARN, "factor": float("inf")}, "factor"),

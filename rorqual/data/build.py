@@ -229,7 +229,7 @@ class _Builder:
         lines = merge.LineNumbers()
         documents: Counter[str] = Counter()
         for span, scan in zip(
-            self._plan.ranges, self._each("scan", stages.scan, tasks, [span.size for span in self._plan.ranges]), strict=False
+            self._plan.ranges, self._each("scan", stages.scan, tasks, [span.size for span in self._plan.ranges]), strict=True
         ):
             if scan["stopped"] is not None:
                 at = scan["stopped"]

@@ -92,14 +92,18 @@ def docstrings(raw: bytes) -> list[str]:
     return [text for node in _documented(tree) if (text := (ast.get_docstring(node) or "").strip())]
 
 
-def _documented(node: ast.AST) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Module, classes and functions in the order of their lines; only statements are visited, which expressions outnumber by far."""
-    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-        yield node
-    for block in ("body", "handlers", "orelse", "finalbody", "cases"):
-        for child in getattr(node, block, None) or ():
-            if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):
-                yield from _documented(child)
+def _documented(tree: ast.AST) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Module, classes and functions in the order of their lines; only statements are visited, which expressions outnumber by far.
+
+    A stack of its own: a thousand chained `elif` nest as deep as that.
+    """
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+        inner = [child for block in ("body", "handlers", "orelse", "finalbody", "cases") for child in getattr(node, block, None) or ()]
+        waiting.extend(child for child in reversed(inner) if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case))
 
 
 def docstring_digest(text: str) -> bytes:

@@ -205,7 +205,8 @@ def _run(
             at.seconds += seconds
             speed = tokens[:, 1:].numel() / seconds
             progress.update(at.step, result.main, speed)
-            if at.step % config.log_every_steps == 0 or result.outcome != "updated":
+            last = at.tokens >= config.total_tokens
+            if at.step % config.log_every_steps == 0 or last or result.outcome != "updated":
                 per_token = flops.train_flops_per_token(run.model, config.sequence_length, mtp=schedules["mtp_loss_weight"] > 0)
                 log.write("train", **schedules, **_figures(state, result), tokens_per_second=speed, share_of_ceiling=speed * per_token / (ceiling * 1e9), memory_bytes=memory_bytes(device))  # fmt: skip
             if on_step is not None:
@@ -215,7 +216,6 @@ def _run(
                     f"loss or gradient norm was not finite in {at.skipped_in_a_row} steps in a row, up to step {at.step}; the run stops, its last checkpoint "
                     f"({resume.latest(folder.checkpoints)}) is intact; lower the learning rate (now {schedules['lr']:.3g}) or look at the data of these steps"
                 )
-            last = at.tokens >= config.total_tokens
             if at.step % config.validate_every_steps == 0 and not last:
                 observe.validate(run, state, data, log, progress)
             if config.sample_every_steps and at.step % config.sample_every_steps == 0 and not last:

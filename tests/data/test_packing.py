@@ -122,4 +122,6 @@ def test_isolated_rows_cost_what_the_samples_cost_alone() -> None:
     assert both == pytest.approx(main_loss([Sample(A)], 7)[0] + main_loss([Sample(B)], 7)[0], rel=1e-5)
     changed, other = main_loss([Sample([1, 2, 3, 4, 200]), Sample(B)], 7)
     assert changed != both
-    assert (hidden[0, 5:9] == other[0, 5:9]).all()
+    # to the bit without routed experts (tests/train/test_loss.py); with them A's tokens change how many rows an expert's GEMM has
+    np.testing.assert_allclose(hidden[0, 5:9], other[0, 5:9], rtol=1e-5, atol=1e-6)
+    assert np.abs(hidden[0, 4] - other[0, 4]).max() > 1e-3

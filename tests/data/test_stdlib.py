@@ -157,3 +157,8 @@ def test_description(root: Path) -> None:
 
 def test_digests_of_texts_with_surrogates() -> None:
     assert stdlib.docstring_digest("\udc80") == hashlib.blake2b(b"\xed\xb2\x80", digest_size=16).digest()
+
+
+def test_docstrings_of_deeply_chained_branches() -> None:
+    chain = "if x == 0:\n    pass\n" + "".join(f"elif x == {i}:\n    pass\n" for i in range(1, 900))
+    assert stdlib.docstrings((chain + 'def f():\n    """Last."""\n').encode()) == ["Last."]

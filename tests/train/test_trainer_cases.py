@@ -175,6 +175,13 @@ def test_looking_more_often_changes_no_weight_and_no_count(tmp_path: Path) -> No
     assert often.steps == never.steps
 
 
+def test_the_last_step_is_always_logged(tmp_path: Path) -> None:
+    """Totals of a run are read from its last line, whatever the interval."""
+    go(tiny_run(5, log_every_steps=2, validate_every_steps=100), tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["tokens"]) for row in rows if row["kind"] == "train"] == [(2, 128), (4, 256), (5, 320)]
+
+
 # ---------------------------------------------------------------------- F31
 
 
