@@ -56,7 +56,7 @@ def mla_heads(
     b, s, h, d = q.shape
     r = k_rope.shape[-1]
     q_nope, q_rope = q.split([d - r, r], dim=-1)
-    k_nope, v = kv.view(b, s, h, -1).split([d - r, kv.shape[-1] // h - (d - r)], dim=-1)
+    k_nope, v = kv.view(b, s, h, kv.shape[-1] // h).split([d - r, kv.shape[-1] // h - (d - r)], dim=-1)
     k_rope = rope(k_rope.unsqueeze(2), cos, sin).expand(-1, -1, h, -1)
     q, k = torch.cat([q_nope, rope(q_rope, cos, sin)], dim=-1), torch.cat([k_nope, k_rope], dim=-1)
     return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -100,7 +100,7 @@ def combine_rows(
     rows: Float[Tensor, "w m"], weights: Float[Tensor, "n k"], slots: Int[Tensor, "n k"], source: Int[Tensor, " w"]
 ) -> Float[Tensor, "n m"]:
     """Sum over j of weights[t, j] * rows[slots[t, j]]."""
-    return (rows.index_select(0, slots.reshape(-1)).view(*slots.shape, -1) * weights.to(rows.dtype).unsqueeze(-1)).sum(dim=1)
+    return (rows.index_select(0, slots.reshape(-1)).view(*slots.shape, rows.shape[-1]) * weights.to(rows.dtype).unsqueeze(-1)).sum(dim=1)
 
 
 def linear_cross_entropy(
