@@ -182,14 +182,14 @@ class _CausalAttention(torch.autograd.Function):
             out[:, start:end] = torch.bmm(p, v[:, :end])
             kept.append(p)
         ctx.save_for_backward(q, k, v, *kept)
-        ctx.scale = scale
-        return out.view(b, h, s, -1).transpose(1, 2).flatten(2)
+        ctx.scale, ctx.heads = scale, h
+        return out.view(b, h, s, v.shape[-1]).transpose(1, 2).flatten(2)
 
     @staticmethod
     def backward(ctx, d_out):  # type: ignore[no-untyped-def]
         q, k, v, *kept = ctx.saved_tensors
-        b, s = d_out.shape[:2]
-        d_out = d_out.view(b, s, -1, v.shape[-1]).transpose(1, 2).reshape(v.shape)
+        (b, s), h = d_out.shape[:2], ctx.heads
+        d_out = d_out.view(b, s, h, v.shape[-1]).transpose(1, 2).reshape(v.shape)
         dq, dk, dv = torch.empty(q.shape), torch.empty(k.shape), torch.empty(v.shape)
         for start in reversed(range(0, s, QUERY_BLOCK)):  # the last block sees every key: it writes, the others add
             p, end = kept[start // QUERY_BLOCK], min(start + QUERY_BLOCK, s)
@@ -199,7 +199,7 @@ class _CausalAttention(torch.autograd.Function):
             _call("rq_causal_softmax_backward", ds, p, ds.shape[0], end - start, end, start, ctx.scale)
             dq[:, start:end] = torch.bmm(ds, k[:, :end])
             dk[:, :end].baddbmm_(ds.transpose(1, 2), q[:, start:end], beta=beta)
-        return dq.view(b, -1, s, q.shape[-1]), dk.view(b, -1, s, k.shape[-1]), dv.view(b, -1, s, v.shape[-1]), None
+        return dq.view(b, h, s, q.shape[-1]), dk.view(b, h, s, k.shape[-1]), dv.view(b, h, s, v.shape[-1]), None
 
 
 def causal_attention(

@@ -56,8 +56,8 @@ def sequence_balance_loss(scores: Float[Tensor, "n e"], k: int, sequences: Seque
     share = scores / scores.sum(dim=-1, keepdim=True)
     hits = torch.zeros_like(scores).scatter_(1, chosen, 1.0)
     if sequences.rows:
-        count = sequences.weights.numel()
-        share, hits = share.view(count, -1, num_experts).mean(dim=1), hits.view(count, -1, num_experts).mean(dim=1)
+        rows = (*sequences.ids.shape, num_experts)
+        share, hits = share.view(rows).mean(dim=1), hits.view(rows).mean(dim=1)
     else:
         ids = sequences.ids.reshape(-1)
         real = ids >= 0

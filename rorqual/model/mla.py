@@ -77,7 +77,7 @@ class MLA(nn.Module):
     def up_project_q(self, c_q: Float[Tensor, "b s q"]) -> Float[Tensor, "b s h d"]:
         """All heads' unrotated queries, nope first, rope last."""
         q = self.q_proj(c_q) if self.q_lora_rank is None else self.q_b_proj(self.q_a_layernorm(c_q))
-        return q.view(*q.shape[:2], self.num_heads, -1)
+        return q.view(*q.shape[:2], self.num_heads, self.nope + self.rope)
 
     def expand(
         self, c_q: Float[Tensor, "b s q"], c_kv: Float[Tensor, "b s c"], k_rope: Float[Tensor, "b s r"], cos: Tensor, sin: Tensor
@@ -108,7 +108,7 @@ class MLA(nn.Module):
 
     def _expanded(self, q_nope, q_rope, c_kv, k_rope, mask, scale) -> Float[Tensor, "b s o"]:  # type: ignore[no-untyped-def]
         b, t, _ = c_kv.shape
-        k_nope, v = self.kv_b_proj(c_kv).view(b, t, self.num_heads, -1).split([self.nope, self.v_width], dim=-1)
+        k_nope, v = self.kv_b_proj(c_kv).view(b, t, self.num_heads, self.nope + self.v_width).split([self.nope, self.v_width], dim=-1)
         k = torch.cat([k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.num_heads, -1)], dim=-1)
         q, k, v = (part.transpose(1, 2) for part in (torch.cat([q_nope, q_rope], dim=-1), k, v))
         return ops.attention(q, k, v, scale, mask)

@@ -34,7 +34,7 @@ def choose(scores: Float[Tensor, "n e"], bias: Float[Tensor, " e"] | None, confi
     """
     choice = scores if bias is None else scores + bias
     if config.topk_method != "greedy" and config.n_group > 1:
-        grouped = choice.view(choice.shape[0], config.n_group, -1)
+        grouped = choice.view(choice.shape[0], config.n_group, choice.shape[1] // config.n_group)
         counted = min(2, grouped.shape[-1]) if config.topk_method == "noaux_tc" else 1
         kept = ops.top_k(ops.top_k(grouped, counted)[0].sum(-1), config.topk_group)[1]
         out = torch.ones(grouped.shape[:2], dtype=torch.bool, device=choice.device).scatter_(1, kept, False)

@@ -176,3 +176,13 @@ def test_evaluation_scores_each_target_and_the_draft() -> None:
     draft = model.logits(model(ids, mtp=True).mtp_hidden[0])
     assert torch.equal(agree, draft.argmax(-1) == logits.argmax(-1)[:, 1:])
     torch.testing.assert_close(draft_nll, -draft.log_softmax(-1).gather(2, targets[:, 1:].unsqueeze(2)).squeeze(2), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["chosen", "reference"])
+def test_an_empty_micro_batch_gives_zero_and_gradients_of_zero(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No rows at all: every parameter has a gradient, all of them exactly zero, on compiled kernels and without (F14)."""
+    if backend == "reference":
+        monkeypatch.setattr("rorqual.kernels.native.usable", lambda *_: False)
+    model, none = made(), torch.zeros(0, 6, dtype=torch.int64)
+    loss, grad = gradients(model, {"input_ids": none, "targets": none, "num_targets": 6})
+    assert loss == 0.0 and grad.abs().max() == 0 and all(p.grad is not None for p in model.parameters())
