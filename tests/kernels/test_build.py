@@ -11,6 +11,12 @@ import pytest
 from rorqual.kernels import build
 
 
+@pytest.fixture(autouse=True)
+def switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests also run where the kernels are switched off from outside."""
+    monkeypatch.delenv("RORQUAL_NATIVE", raising=False)
+
+
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     built = build.build()
