@@ -27,7 +27,9 @@ VERBS: dict[str, tuple[str, ...]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the verb that `argv` (by default the process's arguments) names; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if "OMP_WAIT_POLICY" not in os.environ:  # read when torch loads its threads: wait a little for a core, then give it up to other programs
+    if (
+        "OMP_WAIT_POLICY" not in os.environ
+    ):  # read when torch loads its threads: wait a little for a core, then give it up to other programs
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         return _dispatch(argv)
