@@ -43,8 +43,8 @@ class RopeScaling:
             raise ConfigError(
                 f"rope_scaling.original_max_position_embeddings ({self.original_max_position_embeddings}) must be at least 1: the length trained before the extension"
             )
-        if not self.beta_fast > self.beta_slow > 0:
-            raise ConfigError(f"rope_scaling needs beta_fast ({self.beta_fast}) > beta_slow ({self.beta_slow}) > 0")
+        if not self.beta_fast >= self.beta_slow > 0:  # Kimi-K2 has 1 and 1
+            raise ConfigError(f"rope_scaling needs beta_fast ({self.beta_fast}) >= beta_slow ({self.beta_slow}) > 0")
 
 
 @dataclass(frozen=True)
@@ -367,28 +367,3 @@ def _read_rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
             raise ConfigError(f"rope_scaling.{key} ({value!r}) must be a number")
     values = {key: int(value) if key == "original_max_position_embeddings" else float(value) for key, value in values.items()}
     return float(theta), RopeScaling(**values)
-
-
-# ---------------------------------------------------------------------- presets
-
-_V3_YARN = RopeScaling(factor=40.0, original_max_position_embeddings=4096, mscale=1.0, mscale_all_dim=1.0)
-_V2_YARN = RopeScaling(factor=40.0, original_max_position_embeddings=4096, mscale=0.707, mscale_all_dim=0.707)
-
-PRESETS: dict[str, ModelConfig] = {
-    # report section 4.2, before the context extension; `with_(rope_scaling=...)` gives the released state
-    "v3_671b": ModelConfig(rope_scaling=_V3_YARN, max_position_embeddings=163840),
-    # V2 paper appendix B
-    "v2_lite_16b": ModelConfig(
-        model_type="deepseek_v2", vocab_size=102400, hidden_size=2048, num_hidden_layers=27, first_k_dense_replace=1, intermediate_size=10944,
-        moe_intermediate_size=1408, n_routed_experts=64, n_shared_experts=2, num_experts_per_tok=6, n_group=1, topk_group=1, topk_method="greedy",
-        scoring_func="softmax", norm_topk_prob=False, routed_scaling_factor=1.0, num_attention_heads=16, q_lora_rank=None,
-        rope_scaling=_V2_YARN, max_position_embeddings=163840, num_nextn_predict_layers=0, bos_token_id=100000, eos_token_id=100001),
-}  # fmt: skip
-
-
-def preset(name: str) -> ModelConfig:
-    """The named configuration; ConfigError lists the names when it is unknown."""
-    try:
-        return PRESETS[name]
-    except KeyError:
-        raise ConfigError(f"preset ({name!r}) is not known; there are {', '.join(sorted(PRESETS))}") from None

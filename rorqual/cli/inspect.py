@@ -20,15 +20,15 @@ from typing import Any
 
 from rorqual.checkpoint.names import HEAD, settle
 from rorqual.checkpoint.shards import INDEX_NAME, ShardFolder, open_folder
-from rorqual.config import ModelConfig, preset
+from rorqual.config import ModelConfig
 from rorqual.errors import ConfigError
 from rorqual.html.numbers import grouped, short, size
 from rorqual.html.page import clean
 from rorqual.planner.flops import train_flops_per_token
-from rorqual.planner.inventory import FP8_QUANTIZATION, Tensor, fp8_block_size, inventory
+from rorqual.planner.inventory import Tensor, fp8_block_size, inventory
 from rorqual.planner.params import cache_values_per_token, count
+from rorqual.presets import FP8_QUANTIZATION, member
 
-_RELEASED_IN_FP8 = ("v3_671b",)
 _LAYOUTS = {"bf16": "BF16", "fp32": "F32", "fp8": "BF16"}
 _SHOWN = 8
 _MTP_COPIES = ("embed_tokens.weight", "shared_head.head.weight")  # a reader takes the main model's where they are left out
@@ -57,8 +57,7 @@ def main(argv: list[str]) -> int:
 
 def describe_preset(name: str, layout: str | None = None) -> dict[str, Any]:
     """The figures of a preset; the layout of its released files where those are in FP8."""
-    layout = layout or ("fp8" if name in _RELEASED_IN_FP8 else None)
-    return {"source": f"preset {name}", **describe(preset(name), layout)}
+    return {"source": f"preset {name}", **describe(member(name).released, layout)}
 
 
 def describe_path(path: Path, layout: str | None = None) -> dict[str, Any]:

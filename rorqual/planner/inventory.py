@@ -8,21 +8,13 @@ without file headers. Trap avoided: scale shapes are rounded up (kv_a_proj_with_
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from rorqual.config import ModelConfig
 from rorqual.errors import ConfigError
 from rorqual.planner.params import has_router_bias
-
-FP8_QUANTIZATION: Mapping[str, Any] = {
-    "quant_method": "fp8",
-    "fmt": "e4m3",
-    "weight_block_size": [128, 128],
-    "activation_scheme": "dynamic",
-}
-"""`quantization_config` of the released V3 and R1 files."""
+from rorqual.presets import FP8_QUANTIZATION as FP8_QUANTIZATION
 
 _MAX_EXPERTS = 1_000_000  # of all blocks together; the largest member has 23,040, and a hostile config.json must not fill the memory
 _BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1}

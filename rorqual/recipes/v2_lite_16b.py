@@ -6,8 +6,8 @@ place here with the same weight, so this is V2-Lite's shape and schedule and not
 
 from __future__ import annotations
 
-from rorqual.config import preset
 from rorqual.data.config import BuildConfig, DataConfig
+from rorqual.presets import preset
 from rorqual.train.hyperparams import (
     BatchSchedule,
     GammaSchedule,

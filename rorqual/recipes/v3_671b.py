@@ -6,8 +6,8 @@ must be yours: the report's mixture is not published, and `inputs` is empty here
 
 from __future__ import annotations
 
-from rorqual.config import preset
 from rorqual.data.config import BuildConfig, DataConfig
+from rorqual.presets import preset
 from rorqual.train.hyperparams import (
     BatchSchedule,
     GammaSchedule,

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from rorqual.checkpoint.names import copies, expected, match, settle
-from rorqual.config import ABSENT, preset
+from rorqual.config import ABSENT
 from rorqual.errors import CheckpointError, ConfigError
 from rorqual.planner.inventory import inventory
 from rorqual.planner.params import count
+from rorqual.presets import preset
 from tests.tiny import t0
 
 SHAPES: list[dict[str, Any]] = [

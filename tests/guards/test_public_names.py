@@ -12,7 +12,8 @@ from tests.guards import tree
 # Whoever renames one of these breaks somebody: say so in CHANGELOG.md, and change it here.
 PROMISED = {
     "errors": {"RorqualError", "ConfigError", "DataError", "TokenizerError", "CheckpointError", "RunError", "NonFiniteError", "DeviceError", "MissingExtraError"},
-    "config": {"ModelConfig", "RopeScaling", "PRESETS", "preset"},
+    "config": {"ModelConfig", "RopeScaling"},
+    "presets": {"PRESETS", "Member", "member", "preset"},
     "planner.params": {"count", "ParameterCount"},
     "planner.flops": {"train_flops_per_token"},
     "planner.inventory": {"inventory"},

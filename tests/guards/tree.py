@@ -12,11 +12,11 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "rorqual"
 
 # The report's table of contents, and the import order: a folder imports only from folders above it (docs/architecture.md).
-ORDER = ("errors", "config", "html", "planner", "kernels", "model", "fp8", "adapters", "parallel", "tokenizer", "checkpoint", "inference",
+ORDER = ("errors", "config", "presets", "html", "planner", "kernels", "model", "fp8", "adapters", "parallel", "tokenizer", "checkpoint", "inference",
          "data", "eval", "train", "posttrain", "recipes", "ledger", "server", "cli")  # fmt: skip
 
 # Rooms and files that never import torch when they are imported; numpy is allowed in those of the second list only.
-NO_TORCH = ("errors", "config", "html", "planner", "recipes", "train.hyperparams", "train.schedules", "train.records", "cli")
+NO_TORCH = ("errors", "config", "presets", "html", "planner", "recipes", "train.hyperparams", "train.schedules", "train.records", "cli")
 NO_TORCH_BUT_NUMPY = ("data", "tokenizer")
 
 

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from rorqual.config import RopeScaling, preset
+from rorqual.config import RopeScaling
 from rorqual.model.rope import apply_rope, rope_parameters, rope_tables
+from rorqual.presets import preset
 from tests.tiny import t0
 
 
