@@ -7,6 +7,7 @@
     ├── CheckpointError   a folder that is not a whole, safe checkpoint
     ├── RunError          a run directory in use, finished, or at odds with its configuration
     ├── NonFiniteError    training stopped because loss or gradients stayed non-finite
+    ├── FormatError       numbers that a storage format cannot hold, or codes and scales that do not belong together (also a ValueError)
     ├── DeviceError       the machine lacks what was asked of it
     └── MissingExtraError an optional package is needed for what was asked
 
@@ -40,6 +41,10 @@ class RunError(RorqualError):
 
 class NonFiniteError(RorqualError):
     """Too many consecutive optimiser steps had a non-finite loss or gradient norm."""
+
+
+class FormatError(RorqualError, ValueError):
+    """Numbers that a storage format cannot hold, or codes and scales that do not belong together."""
 
 
 class DeviceError(RorqualError):

@@ -1,4 +1,4 @@
-"""Compiles native.cpp at first use into the user's cache, keyed by source, compiler and instruction set.
+"""Compiles native.cpp and fp8.cpp at first use into the user's cache, keyed by source, compiler and instruction set.
 
 The object takes OpenMP's symbols from the library that torch has already loaded, so that both share one pool of threads.
 Linking a second OpenMP runtime would make two pools fight for the cores.
@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("native.cpp", "fp8.cpp")]
 _FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
 
 
@@ -76,16 +76,20 @@ def _load(path: str, openmp: bool) -> ctypes.CDLL:
     version = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()[0]
     tuned = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
     flags = [*_FLAGS, tuned, *(["-fopenmp"] if openmp else [])]
-    key = "\0".join([SOURCE.read_text(), version, instruction_set(), *flags])
+    key = "\0".join([*(source.read_text() for source in SOURCES), version, instruction_set(), *flags])
     target = cache_folder() / "kernels" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            unlinked, linked = Path(folder) / "native.o", Path(folder) / "native.so"
-            subprocess.run([path, *flags, "-c", str(SOURCE), "-o", str(unlinked)], capture_output=True, text=True, timeout=120, check=True)
+            linked, objects = Path(folder) / "native.so", []
+            for source in SOURCES:
+                objects.append(str(Path(folder) / f"{source.stem}.o"))
+                subprocess.run(
+                    [path, *flags, "-c", str(source), "-o", objects[-1]], capture_output=True, text=True, timeout=120, check=True
+                )
             undefined = ["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else []
             subprocess.run(
-                [path, "-shared", *undefined, str(unlinked), "-o", str(linked)], capture_output=True, text=True, timeout=120, check=True
+                [path, "-shared", *undefined, *objects, "-o", str(linked)], capture_output=True, text=True, timeout=120, check=True
             )
             os.replace(linked, target)
     return ctypes.CDLL(str(target))

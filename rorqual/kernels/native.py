@@ -1,4 +1,4 @@
-"""The compiled CPU kernels (native.cpp) as functions on FP32 tensors, with their gradients.
+"""The compiled CPU kernels (native.cpp, fp8.cpp) as functions on FP32 tensors, with their gradients.
 
 Each has the signature of its namesake in reference.py. `library()` builds on first use; a self-test against the reference
 decides whether the result is trusted. Shape letters as in reference.py.
@@ -11,7 +11,7 @@ import functools
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from rorqual.kernels import reference
@@ -30,6 +30,7 @@ def library() -> Built:
     if built.library is None:
         return built
     built.library.rq_sum_of_squares.restype = ctypes.c_double
+    built.library.rq_fp8_quantize.restype = ctypes.c_long
     x = torch.linspace(-3, 3, 24).view(2, 12)
     got = torch.empty(2, 6)
     built.library.rq_swiglu(_p(x), _p(x, 6), ctypes.c_long(12), _p(got), ctypes.c_long(2), ctypes.c_long(6))
@@ -40,22 +41,23 @@ def library() -> Built:
 
 def usable(*tensors: Tensor) -> bool:
     """Whether these tensors can go through the compiled kernels: FP32, on the CPU, not being traced by a compiler."""
-    return (
-        all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
-        and not torch.compiler.is_compiling()
-        and library().library is not None
-    )
+    return all(t.dtype == torch.float32 for t in tensors) and reachable(*tensors)
+
+
+def reachable(*tensors: Tensor) -> bool:
+    """The same for kernels that take other types too."""
+    return all(t.device.type == "cpu" for t in tensors) and not torch.compiler.is_compiling() and library().library is not None
 
 
 def _p(tensor: Tensor, offset: int = 0) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr() + 4 * offset)
 
 
-def _call(name: str, *args: Any) -> None:
-    """Calls one kernel: tensors as pointers, ints as long, floats as float."""
+def _call(name: str, *args: Any) -> Any:
+    """Calls one kernel: tensors as pointers, ints as long, floats as float, truth values as int."""
     kinds = {int: ctypes.c_long, float: ctypes.c_float, bool: ctypes.c_int}
-    values = [_p(a) if isinstance(a, Tensor) else a if a is None or isinstance(a, ctypes.c_void_p) else kinds[type(a)](a) for a in args]
-    getattr(library().library, name)(*values)
+    values = [_p(a) if isinstance(a, Tensor) else a if a is None or isinstance(a, ctypes._SimpleCData) else kinds[type(a)](a) for a in args]
+    return getattr(library().library, name)(*values)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -340,3 +342,27 @@ def sum_of_squares(x: Float[Tensor, "..."]) -> float:
     """Sum of squares in FP64, in a fixed order whatever the number of threads."""
     parts = torch.empty(CHUNKS, dtype=torch.float64)
     return library().library.rq_sum_of_squares(_p(x), ctypes.c_long(x.numel()), _p(parts), ctypes.c_long(CHUNKS))  # type: ignore[union-attr]
+
+
+def fp8_dequantize(
+    codes: Shaped[Tensor, "o i"],
+    scales: Float[Tensor, "p q"],
+    block: tuple[int, int],
+    first_row: int,
+    dtype: torch.dtype,
+    out: Float[Tensor, "o i"],
+) -> None:
+    """See reference.fp8_dequantize; no autograd."""
+    codes = _rows(codes)
+    kind = ctypes.c_int(0 if dtype == torch.float32 else 1 if out.dtype == torch.bfloat16 else 2)
+    _call("rq_fp8_dequantize", codes, codes.stride(0), scales.contiguous(), *block, first_row, out, out.stride(0), *codes.shape, kind)
+
+
+def fp8_quantize(
+    values: Float[Tensor, "o i"], block: tuple[int, int], power_of_two: bool, codes: Float[Tensor, "o i"], scales: Float[Tensor, "p q"]
+) -> tuple[int, int] | None:
+    """See reference.fp8_quantize; no autograd."""
+    values = _rows(values if values.dtype in (torch.float32, torch.bfloat16) else values.float())
+    bf16 = values.dtype == torch.bfloat16
+    bad = _call("rq_fp8_quantize", values, bf16, values.stride(0), *block, power_of_two, codes, scales, *values.shape)
+    return None if bad == scales.numel() else divmod(bad, scales.shape[1])

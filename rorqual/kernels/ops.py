@@ -159,7 +159,8 @@ def backend_report() -> list[dict[str, str]]:
     compiled = "compiled C++" if built.library is not None else "plain PyTorch"
     gpu = torch.cuda.is_available()
     rows = [{"op": op, "backend": compiled, "why": built.detail} for op in (
-        "rms_norm", "swiglu", "mla_heads", "top_k", "sort_by_expert", "gather_rows", "combine_rows", "linear_cross_entropy", "adamw")]  # fmt: skip
+        "rms_norm", "swiglu", "mla_heads", "top_k", "sort_by_expert", "gather_rows", "combine_rows", "linear_cross_entropy", "adamw",
+        "fp8.dequantize", "fp8.quantize")]  # fmt: skip
     sdpa = "scaled_dot_product_attention, V padded to the width of Q and K"
     short = (
         f"blocks of query rows up to {_KEPT_PROBABILITIES} positions in FP32 on a CPU, else {sdpa}" if built.library is not None else sdpa

@@ -6,8 +6,10 @@ r rotary width, p pair, v vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -170,3 +172,45 @@ def grouped_wgrad(
             grad.zero_()
         start = end
     return out
+
+
+def fp8_dequantize(
+    codes: Shaped[Tensor, "o i"],
+    scales: Float[Tensor, "p q"],
+    block: tuple[int, int],
+    first_row: int,
+    dtype: torch.dtype,
+    out: Float[Tensor, "o i"],
+) -> None:
+    """out = value of each E4M3 code times the scale of its block, in FP32, rounded once to `dtype`; see fp8.dequantize."""
+    column = torch.arange(codes.shape[1], device=codes.device) // block[1]
+    for begin, end in _row_blocks(codes.shape[0], block[0], first_row):
+        scale = scales[(first_row + begin) // block[0]][column]
+        out[begin:end] = (codes[begin:end].view(torch.float8_e4m3fn).float() * scale).to(dtype)
+
+
+def fp8_quantize(
+    values: Float[Tensor, "o i"], block: tuple[int, int], power_of_two: bool, codes: Float[Tensor, "o i"], scales: Float[Tensor, "p q"]
+) -> tuple[int, int] | None:
+    """Fills codes and scales; (row block, column block) of the first block that is not finite, or None. See fp8.quantize."""
+    for index, (begin, end) in enumerate(_row_blocks(values.shape[0], block[0], 0)):
+        part = values[begin:end].float()
+        amax = F.pad(part.abs(), (0, -part.shape[1] % block[1])).view(end - begin, -1, block[1]).amax(dim=(0, 2))
+        if not amax.isfinite().all():
+            return index, int(torch.nonzero(~amax.isfinite())[0])
+        scale = amax.clamp(min=1e-4) / 448.0
+        if power_of_two:
+            mantissa, exponent = torch.frexp(scale)
+            scale = torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).int())
+        scales[index] = scale
+        codes[begin:end] = (part / scale.repeat_interleave(block[1])[: part.shape[1]]).clamp(-448.0, 448.0).to(codes.dtype)
+    return None
+
+
+def _row_blocks(rows: int, height: int, first_row: int) -> Iterator[tuple[int, int]]:
+    """[begin, end) of the rows that share a row of scales."""
+    begin = 0
+    while begin < rows:
+        end = min(begin + height - (first_row + begin) % height, rows)
+        yield begin, end
+        begin = end
