@@ -21,6 +21,10 @@ class TextStream:
         """The text that these tokens complete; bytes that can never be part of a character become U+FFFD."""
         return self._decoder.decode(b"".join(map(self._token_bytes, token_ids)))
 
+    def finish(self) -> str:
+        """U+FFFD for a character that never became whole, else nothing."""
+        return self._decoder.decode(b"", final=True)
+
 
 def printable(text: str) -> str:
     """`text` for a terminal: control codes other than newline and tab as their pictures (ESC as U+241B), C1 codes as U+FFFD."""

@@ -1,4 +1,4 @@
-"""From logits to a token: temperature, top-k, top-p, and randomness as a pure function of a key.
+"""From logits to a token: penalties, temperature, filters, and randomness as a pure function of a key.
 
     token = argmax_v ( log p_v + G_v ),    G_v = -log(-log U_v)          (Gumbel's form of drawing from p)
 
@@ -11,52 +11,30 @@ Shape letters: b rows, v vocabulary.
 from __future__ import annotations
 
 import hashlib
-import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rorqual.errors import ConfigError, NonFiniteError
+from rorqual.errors import NonFiniteError
+from rorqual.inference.params import GREEDY_BELOW, SamplingParams
 
-GREEDY_BELOW = 1e-5
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How one prompt is continued. `top_k` 0 and `top_p` 1 are off; `max_tokens` None is up to the model's context.
-
-    `n` choices of one prompt draw from streams of their own under one seed. Generation stops at the model's end token
-    (unless `ignore_eos`) and at `stop_token_ids`.
-    """
-
-    max_tokens: int | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 0
-    n: int = 1
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        for name, least in (("top_k", 0), ("n", 1), ("max_tokens", 1)):
-            value = getattr(self, name)
-            if not (name == "max_tokens" and value is None) and (type(value) is not int or value < least):
-                raise ConfigError(f"{name} ({value!r}) must be a whole number of at least {least}")
-        if type(self.seed) is not int:
-            raise ConfigError(f"seed ({self.seed!r}) must be a whole number")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ConfigError(f"temperature ({self.temperature}) must be 0 (greedy) or a positive number")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p ({self.top_p}) must be above 0 and at most 1 (off)")
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the most likely token is taken, without a draw."""
-        return self.temperature < GREEDY_BELOW
+__all__ = [
+    "GREEDY_BELOW",
+    "Draw",
+    "Drawn",
+    "SamplingParams",
+    "TokenLogprobs",
+    "draw",
+    "key",
+    "sample",
+    "scores",
+    "token_logprobs",
+    "uniform",
+]
 
 
 def key(seed: int, choice: int, position: int, purpose: str) -> int:
@@ -90,8 +68,9 @@ def uniform(keys: Int[Tensor, " b"], size: int) -> Float[Tensor, "b v"]:
 def scores(logits: Float[Tensor, "b v"], params: Sequence[SamplingParams], vocab_limit: int | None = None) -> Float[Tensor, "b v"]:
     """Unnormalised log-probabilities in FP64 that each row is drawn from; -inf where a token cannot be drawn.
 
-    Order: vocabulary limit, temperature, top-k, then top-p over what top-k left. Exactly k tokens survive top-k, equal ones in
-    order of their ids; top-p keeps the fewest tokens that reach the probability, at least one. Greedy rows stay as they are.
+    Order: vocabulary limit, temperature, min-p, top-k, then top-p over what is left. Exactly k tokens survive top-k, equal ones in
+    order of their ids; top-p keeps the fewest tokens that reach the probability, at least one; min-p keeps tokens of at least that
+    share of the largest probability. Greedy rows stay as they are.
     """
     out = logits.double()
     if vocab_limit is not None and vocab_limit < out.shape[1]:
@@ -99,6 +78,9 @@ def scores(logits: Float[Tensor, "b v"], params: Sequence[SamplingParams], vocab
     if all(p.greedy for p in params):
         return out
     out = out / _column([1.0 if p.greedy else p.temperature for p in params], out)
+    if any(p.min_p > 0 and not p.greedy for p in params):
+        least = _column([0.0 if p.greedy else p.min_p for p in params], out).log()
+        out = out.masked_fill(out < out.amax(dim=-1, keepdim=True) + least, float("-inf"))
     if all(p.greedy or (p.top_k == 0 and p.top_p == 1) for p in params):
         return out
     width = out.shape[1]
@@ -119,24 +101,142 @@ def sample(
     positions: Sequence[int],
     vocab_limit: int | None = None,
 ) -> Int[Tensor, " b"]:
-    """One token per row; `positions[i]` is where row i's token will stand in its sequence. NonFiniteError for logits with NaN.
+    """One token per row by temperature and filters alone; `positions[i]` is where row i's token will stand in its sequence.
 
     A draft and its target that are drawn at the same position share the noise, so a draft whose distribution is right is
-    the target's own sample.
+    the target's own sample. NonFiniteError for logits with NaN.
     """
+    width = logits.shape[1] if vocab_limit is None else min(vocab_limit, logits.shape[1])
     if all(p.greedy for p in params):
-        best, tokens = logits[:, :vocab_limit].max(dim=-1)
+        best, tokens = logits[:, :width].max(dim=-1)
     else:
-        width = logits.shape[1] if vocab_limit is None else min(vocab_limit, logits.shape[1])
-        drawn = [(p.seed, c, at) for p, c, at in zip(params, choices, positions, strict=True)]
-        keys = torch.tensor([key(*parts, "sample") for parts in drawn], dtype=torch.int64, device=logits.device)
-        noise = -(-uniform(keys, width).log()).log()
-        noise = noise.masked_fill(_column([float(p.greedy) for p in params], noise) > 0, 0.0)
-        best, tokens = (scores(logits[:, :width], params) + noise).max(dim=-1)
+        best, tokens = (scores(logits[:, :width], params) + _noise(params, choices, positions, width, logits.device)).max(dim=-1)
+    _refuse_nan(best)
+    return tokens
+
+
+def _noise(
+    params: Sequence[SamplingParams], choices: Sequence[int], positions: Sequence[int], width: int, device: torch.device
+) -> Float[Tensor, "b v"]:
+    """Gumbel noise of the sampled rows, zeros for the greedy ones."""
+    noise = torch.zeros(len(params), width, dtype=torch.float64, device=device)
+    rows = [row for row, p in enumerate(params) if not p.greedy]
+    keys = [key(params[row].seed, choices[row], positions[row], "sample") for row in rows]
+    drawn = uniform(torch.tensor(keys, dtype=torch.int64, device=device), width)
+    noise[rows] = -(-drawn.log()).log()
+    return noise
+
+
+def _refuse_nan(best: Tensor) -> None:
     if bool(best.isnan().any()):
         row = int(best.isnan().nonzero()[0])
         raise NonFiniteError(f"logits of row {row} contain NaN; the weights or an activation are not finite, check the checkpoint")
-    return tokens
+
+
+# ---------------------------------------------------------------------- requests with penalties, grammars, log-probabilities
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """One token to be drawn. `history` is every token before it, drafts included, of which the first `num_prompt_tokens` are the prompt.
+
+    `mask` is True where a grammar allows a token (None: everywhere); `stop_ids` are the tokens that end the answer.
+    """
+
+    params: SamplingParams
+    choice: int
+    position: int
+    history: Sequence[int] = ()
+    num_prompt_tokens: int = 0
+    mask: Bool[Tensor, " v"] | None = None
+    stop_ids: frozenset[int] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probabilities at one place, of the model's own distribution: the token's, its rank from 1, and the most likely (id, value)s."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """One token per row, and log-probabilities for the rows that asked."""
+
+    tokens: Int[Tensor, " b"]
+    logprobs: list[TokenLogprobs | None]
+
+
+def draw(logits: Float[Tensor, "b v"], draws: Sequence[Draw], vocab_limit: int | None = None) -> Drawn:
+    """Draws each row as its request says; a pure function of the row, so neighbours, chunks and drafts cannot change it.
+
+    Order: vocabulary limit, minimum length, grammar, logit bias, penalties, then `scores`. NonFiniteError for logits with NaN.
+    """
+    params = [d.params for d in draws]
+    changed = [row for row, d in enumerate(draws) if d.mask is not None or d.params.adjusts]
+    adjusted = logits
+    if changed:
+        adjusted = logits.double()
+        for row in changed:
+            adjusted[row] = _adjusted(adjusted[row], draws[row])
+    tokens = sample(adjusted, params, [d.choice for d in draws], [d.position for d in draws], vocab_limit)
+    found: list[TokenLogprobs | None] = [None] * len(draws)
+    asked = [row for row, p in enumerate(params) if p.logprobs is not None]
+    if asked:
+        counts = [params[row].logprobs or 0 for row in asked]
+        for row, one in zip(asked, token_logprobs(logits[asked], tokens[asked].tolist(), counts, vocab_limit), strict=True):
+            found[row] = one
+    return Drawn(tokens, found)
+
+
+def token_logprobs(
+    logits: Float[Tensor, "b v"], tokens: Sequence[int], top: Sequence[int], vocab_limit: int | None = None
+) -> list[TokenLogprobs]:
+    """Log-probability of `tokens[i]` in row i, and of the `top[i]` most likely tokens, equal ones in order of their ids."""
+    width = logits.shape[1] if vocab_limit is None else min(vocab_limit, logits.shape[1])
+    table = logits[:, :width].double().log_softmax(dim=-1)
+    at = torch.tensor(list(tokens), dtype=torch.int64, device=logits.device).unsqueeze(1)
+    own = table.gather(1, at)
+    ids = torch.arange(width, device=logits.device)
+    ranks = 1 + ((table > own) | ((table == own) & (ids < at))).sum(dim=1)
+    most = min(max(top, default=0), width)
+    values, order = table.sort(dim=-1, descending=True, stable=True) if most else (table, table.long())
+    out = []
+    for row, count in enumerate(top):
+        best = zip(order[row, :count].tolist(), values[row, :count].tolist(), strict=True) if count else ()
+        listed = tuple((number, value) for number, value in best if value > float("-inf"))
+        out.append(TokenLogprobs(int(tokens[row]), float(own[row]), int(ranks[row]), listed))
+    return out
+
+
+def _adjusted(row: Float[Tensor, " v"], one: Draw) -> Float[Tensor, " v"]:
+    """The row's logits under minimum length, grammar, bias and penalties."""
+    params, output = one.params, one.history[one.num_prompt_tokens :]
+    allowed = torch.ones(row.shape, dtype=torch.bool, device=row.device)
+    if one.mask is not None:
+        allowed = torch.zeros_like(allowed)
+        allowed[: len(one.mask)] = one.mask[: len(allowed)]
+    if len(output) < params.min_tokens and one.stop_ids:
+        longer = allowed.clone()
+        longer[[token for token in one.stop_ids if token < len(row)]] = False
+        allowed = longer if bool(longer.any()) else allowed  # a grammar that is complete ends the answer
+    row = row.masked_fill(~allowed, float("-inf"))
+    for token, bias in params.logit_bias.items():
+        if token < len(row):
+            row[token] += bias
+    if params.repetition_penalty != 1.0 and one.history:
+        seen = torch.tensor(sorted(set(one.history)), device=row.device)
+        value = row[seen]
+        row[seen] = torch.where(value > 0, value / params.repetition_penalty, value * params.repetition_penalty)
+    if output and (params.presence_penalty or params.frequency_penalty):
+        counts = Counter(output)
+        seen = torch.tensor(list(counts), device=row.device)
+        times = torch.tensor(list(counts.values()), dtype=row.dtype, device=row.device)
+        row[seen] -= params.presence_penalty + params.frequency_penalty * times
+    return row
 
 
 def _column(values: list[float], like: Tensor) -> Tensor:
