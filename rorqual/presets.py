@@ -71,7 +71,9 @@ PRESETS: Mapping[str, Member] = MappingProxyType({
     "r1": Member("DeepSeek-R1", _V3, FP8_QUANTIZATION),
     "v2_236b": Member("DeepSeek-V2", _V2),
     "v2_lite_16b": Member("DeepSeek-V2-Lite", _V2_LITE),
-    "moonlight_16b": Member("Moonlight-16B-A3B", _MOONLIGHT),
+    "moonlight_16b": Member("Moonlight-16B-A3B", _MOONLIGHT, None, MappingProxyType({
+        "eos_token_id": "the instruct model's, in a copy of its config.json; the base model's is not confirmed",
+    })),
     "kimi_k2": Member("Kimi-K2", _KIMI_K2, FP8_QUANTIZATION, MappingProxyType({
         "rms_norm_eps": "copies of config.json have 1e-6 and 1e-5",
         "rope_scaling": f"factor 32 of 4096, beta 1 and 1, mscale 1 {_K2_COPIES}",

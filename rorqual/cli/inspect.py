@@ -5,7 +5,9 @@ rorqual inspect runs/laptop          # the model that a run exported
 rorqual inspect config.json          # a configuration alone
 rorqual inspect --preset v3_671b --json
 
-Reads configurations and safetensors headers only: no tensor data, no torch.
+rorqual inspect DIR --verify         # also reads every byte of every tensor
+
+Without --verify reads configurations and safetensors headers only: no tensor data, no torch.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from rorqual.presets import FP8_QUANTIZATION, member
 
 _LAYOUTS = {"bf16": "BF16", "fp32": "F32", "fp8": "BF16"}
 _SHOWN = 8
+_PLAIN, _SCALES = ("F32", "BF16", "F16"), ("F32", "BF16", "F8_E8M0")  # dtypes that readers of the family accept
 _MTP_COPIES = ("embed_tokens.weight", "shared_head.head.weight")  # a reader takes the main model's where they are left out
 _FLOPS_LENGTH = 4096
 
@@ -56,8 +60,10 @@ def main(argv: list[str]) -> int:
 
 
 def describe_preset(name: str, layout: str | None = None) -> dict[str, Any]:
-    """The figures of a preset; the layout of its released files where those are in FP8."""
-    return {"source": f"preset {name}", **describe(member(name).released, layout)}
+    """The figures of a preset, in the layout of its released files unless `layout` asks for another; what no source confirms is named."""
+    one = member(name)
+    unverified = {key: {"value": _plain(getattr(one.config, key)), "reason": reason} for key, reason in one.unverified.items()}
+    return {"source": f"preset {name}", "title": one.title, **describe(one.released, layout), "unverified": unverified}
 
 
 def describe_path(path: Path, layout: str | None = None) -> dict[str, Any]:
@@ -68,11 +74,29 @@ def describe_path(path: Path, layout: str | None = None) -> dict[str, Any]:
         return {"source": str(path), **describe(config, layout)}
     folder = open_folder(path)
     config = settle(config, {name: entry.shape for name, entry in folder.tensors.items()})
+    config = _as_stored(config, folder)
     held = Counter(entry.dtype for entry in folder.tensors.values())
     if layout is None and config.quantization_config is None and held and held.most_common(1)[0][0] == "F32":
         layout = "fp32"
     report = {"source": str(path), **describe(config, layout)}
     return {**report, "folder": compare(config, folder)}
+
+
+def _as_stored(config: ModelConfig, folder: ShardFolder) -> ModelConfig:
+    """Quantised as the tensors are, whatever config.json says of it (field case F09, rows x and y); the folder's notices tell."""
+    quantised = any(entry.dtype == "F8_E4M3" for entry in folder.tensors.values())
+    if quantised == (config.quantization_config is not None) or not folder.tensors:
+        return config
+    if quantised:
+        block = FP8_QUANTIZATION["weight_block_size"]
+        folder.notices.append(f"config.json lacks quantization_config, the weights are FP8: read in blocks of {block[0]} x {block[1]}")
+        return config.with_(quantization_config=FP8_QUANTIZATION)
+    folder.notices.append("config.json has quantization_config, the weights are not quantised: read as they are")
+    return config.with_(quantization_config=None)
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _model_path(path: Path) -> Path:
@@ -90,11 +114,11 @@ def describe(config: ModelConfig, layout: str | None = None) -> dict[str, Any]:
     if layout is not None:
         config = config.with_(quantization_config=(config.quantization_config or FP8_QUANTIZATION) if layout == "fp8" else None)
     dtype = _LAYOUTS[layout or "bf16"]
-    parameters, tensors, block = count(config), inventory(config, dtype), fp8_block_size(config)
+    parameters, tensors = count(config), inventory(config, dtype)
     cache = cache_values_per_token(config)
     return {
         "model_type": config.model_type,
-        "layout": f"{_WORDS[dtype]}" if block is None else f"FP8 E4M3 in blocks of {block[0]} x {block[1]} with FP32 scales",
+        "layout": _layout(config, dtype),
         "tensors": len(tensors),
         "elements": sum(tensor.elements for tensor in tensors),
         "bytes": sum(tensor.bytes for tensor in tensors),
@@ -103,6 +127,7 @@ def describe(config: ModelConfig, layout: str | None = None) -> dict[str, Any]:
         "parameters_active_without_embedding": parameters.active_without_embedding,
         "parameters_active_without_embedding_and_head": parameters.active_without_embedding_and_head,
         "parameters_mtp": parameters.mtp,
+        "parameters_mtp_active": parameters.mtp_active,
         "conventions": dict(_CONVENTIONS),
         "cache_values_per_token": cache,
         "cache_bytes_per_token": {"bf16": 2 * cache, "fp32": 4 * cache},
@@ -112,6 +137,14 @@ def describe(config: ModelConfig, layout: str | None = None) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _layout(config: ModelConfig, dtype: str) -> str:
+    block = fp8_block_size(config)
+    if block is None or config.quantization_config is None:
+        return _WORDS[dtype]
+    powers = ", powers of two (ue8m0)" if config.quantization_config.get("scale_fmt") == "ue8m0" else ""
+    return f"FP8 E4M3 in blocks of {block[0]} x {block[1]} with FP32 scales{powers}"
+
+
 _WORDS = {"BF16": "BF16, router biases in FP32", "F32": "FP32"}
 _CONVENTIONS = {
     "parameters_total": "trunk, embedding, head, router biases; without MTP modules",
@@ -119,6 +152,7 @@ _CONVENTIONS = {
     "parameters_active_without_embedding": "without the input embedding, which is a look-up (the usual 'activated')",
     "parameters_active_without_embedding_and_head": "blocks and final norm alone",
     "parameters_mtp": "the MTP modules' own, without their copies of embedding and head",
+    "parameters_mtp_active": "what one token uses of those",
     "elements": "everything in the files: MTP modules, their copies of embedding and head, FP8 scales",
     "bytes": "tensor data, without the files' headers",
     "cache_values_per_token": "(kv_lora_rank + qk_rope_head_dim) in each block of the trunk",
@@ -140,7 +174,7 @@ def compare(config: ModelConfig, folder: ShardFolder) -> dict[str, Any]:
     """A verified folder against the layout that its configuration asks for: names, shapes, and whether FP8 is where it should be."""
     expected = {tensor.name: tensor for tensor in inventory(config)}
     repeated = {HEAD} if config.tie_word_embeddings else set()
-    found = folder.tensors
+    found = {name if name.startswith(("model.", HEAD)) else f"model.{name}": entry for name, entry in folder.tensors.items()}
     modules = range(config.num_hidden_layers, config.num_blocks)
     absent = [f"model.layers.{layer}." for layer in modules if not any(name.startswith(f"model.layers.{layer}.") for name in found)]
     optional = (*absent, *(f"model.layers.{layer}.{copy}" for layer in modules for copy in _MTP_COPIES))
@@ -165,7 +199,8 @@ def _difference(expected: Tensor, dtype: str, shape: tuple[int, ...]) -> str | N
         return f"{expected.name}: shape {list(shape)}, the configuration makes it {list(expected.shape)}"
     if (expected.dtype == "F8_E4M3") != (dtype == "F8_E4M3"):
         return f"{expected.name}: dtype {dtype}, the configuration makes it {expected.dtype}"
-    return None
+    allowed = _SCALES if expected.name.endswith("_scale_inv") else (*_PLAIN, "F8_E4M3")
+    return None if dtype in allowed else f"{expected.name}: dtype {dtype}, readers take {', '.join(allowed)}"
 
 
 # ---------------------------------------------------------------------- text
@@ -175,54 +210,68 @@ def _text(report: Mapping[str, Any]) -> str:
     shape, cache = report["shape"], report["cache_bytes_per_token"]
     experts = f"{shape['experts_per_token']} of {shape['routed_experts']} routed experts and {shape['shared_experts']} shared per token" if shape["routed_experts"] else "no routed experts"  # fmt: skip
     modules = f" + {shape['mtp_modules']} MTP" if shape["mtp_modules"] else ""
+    title = f"{report['title']}: {report['model_type']}" if "title" in report else report["model_type"]
     gflop = report["train_flops_per_token"]
     query = "none" if shape["q_lora_rank"] is None else shape["q_lora_rank"]
-    rows: list[tuple[str, str, str]] = [
-        (
-            "model",
-            f"{report['model_type']}, {shape['layers']} layers{modules} ({shape['dense_layers']} dense), width {shape['hidden_size']}",
-            "",
-        ),
-        ("", f"{shape['heads']} heads, query rank {query}, latent {shape['kv_lora_rank']}; {experts}", ""),
-        ("", f"vocabulary {grouped(shape['vocab_size'])}, context {grouped(shape['context'])}", ""),
-        ("", "", ""),
+    lines = [
+        clean(str(report["source"])),
+        "",
+        _line("model", f"{title}, {shape['layers']} layers{modules} ({shape['dense_layers']} dense), width {shape['hidden_size']}"),
+        _line("", f"{shape['heads']} heads, query rank {query}, latent {shape['kv_lora_rank']}; {experts}"),
+        _line("", f"vocabulary {grouped(shape['vocab_size'])}, context {grouped(shape['context'])}"),
+        "",
     ]
-    for label, key in (("total", "parameters_total"), ("active", "parameters_active"), ("", "parameters_active_without_embedding"),
-                       ("", "parameters_active_without_embedding_and_head"), ("MTP", "parameters_mtp")):  # fmt: skip
-        rows.append((label, f"{grouped(report[key]):>20}  {short(report[key]):>6}", _CONVENTIONS[key]))
-    rows += [
-        ("", "", ""),
-        ("layout", report["layout"], ""),
-        ("tensors", f"{grouped(report['tensors']):>20}", ""),
-        ("elements", f"{grouped(report['elements']):>20}  {short(report['elements']):>6}", _CONVENTIONS["elements"]),
-        ("bytes", f"{grouped(report['bytes']):>20}  {size(report['bytes'])}", _CONVENTIONS["bytes"]),
-        ("", "", ""),
-        (
+    counted = [("total", "parameters_total"), ("active", "parameters_active"), ("", "parameters_active_without_embedding"),
+               ("", "parameters_active_without_embedding_and_head")]  # fmt: skip
+    if modules:
+        counted += [("MTP", "parameters_mtp"), ("", "parameters_mtp_active")]
+    lines += [_line(label, f"{grouped(report[key]):>20}  {short(report[key]):>6}", _CONVENTIONS[key]) for label, key in counted]
+    lines += [
+        "",
+        _line("layout", report["layout"]),
+        _line("tensors", f"{grouped(report['tensors']):>20}"),
+        _line("elements", f"{grouped(report['elements']):>20}  {short(report['elements']):>6}", _CONVENTIONS["elements"]),
+        _line("bytes", f"{grouped(report['bytes']):>20}  {size(report['bytes'])}", _CONVENTIONS["bytes"]),
+        "",
+        _line(
             "cache",
             f"{grouped(cache['bf16'])} bytes per token in BF16, {grouped(cache['fp32'])} in FP32",
             _CONVENTIONS["cache_values_per_token"],
         ),
-        ("training", f"{_gflop(gflop['main'])} per token at {gflop['sequence_length']} tokens, {_gflop(gflop['with_mtp'])} with MTP", ""),
+        _line(
+            "training",
+            f"{_gflop(gflop['main'])} per token at {gflop['sequence_length']} tokens"
+            + (f", {_gflop(gflop['with_mtp'])} with MTP" if modules else ""),
+        ),
     ]
-    lines = [clean(str(report["source"])), ""]
-    lines += [f"{label:<10}{value}{f'   {note}' if note else ''}".rstrip() for label, value, note in rows]
+    for index, (key, one) in enumerate(report.get("unverified", {}).items()):
+        value = "" if isinstance(one["value"], dict) else f" {one['value']}"
+        lines.append(_line("" if index else "unverified", f"{key}{value}: {one['reason']}"))
     return "\n".join(lines + _folder_lines(report.get("folder")))
+
+
+def _line(label: str, value: str, note: str = "") -> str:
+    return f"{label:<12}{value}{f'   {note}' if note else ''}".rstrip()
 
 
 def _folder_lines(folder: Mapping[str, Any] | None) -> list[str]:
     if folder is None:
         return []
     dtypes = ", ".join(f"{number} {dtype}" for dtype, number in folder["dtypes"].items())
-    lines = ["", f"files     {folder['files']} with {grouped(folder['tensors'])} tensors, {grouped(folder['bytes'])} bytes ({dtypes})"]
+    lines = [
+        "",
+        _line("files", f"{folder['files']} with {grouped(folder['tensors'])} tensors, {grouped(folder['bytes'])} bytes ({dtypes})"),
+    ]
     if folder["absent_mtp_modules"]:
-        lines.append(f"MTP       {folder['absent_mtp_modules']} modules of the configuration have no tensors here; the model loads without")
+        absent = folder["absent_mtp_modules"]
+        lines.append(_line("MTP", f"{absent} modules of the configuration have no tensors here; the model loads without"))
     for key in ("missing", "extra", "different"):
         names = [clean(name) for name in folder[key]]
-        lines.append(f"{key:<10}{'none' if not names else grouped(len(names))}")
-        lines += [f"          {name}" for name in names[:_SHOWN]]
+        lines.append(_line(key, "none" if not names else grouped(len(names))))
+        lines += [_line("", name) for name in names[:_SHOWN]]
         if len(names) > _SHOWN:
-            lines.append(f"          and {grouped(len(names) - _SHOWN)} more (--json lists them)")
-    return lines + [f"notice    {clean(text)}" for text in folder["notices"]]
+            lines.append(_line("", f"and {grouped(len(names) - _SHOWN)} more (--json lists them)"))
+    return lines + [_line("notice", clean(text)) for text in folder["notices"]]
 
 
 def _gflop(value: float) -> str:

@@ -15,10 +15,11 @@ import pytest
 from rorqual.cli.inspect import main
 from rorqual.config import ModelConfig
 from rorqual.errors import CheckpointError, ConfigError
-from rorqual.planner.inventory import FP8_QUANTIZATION, inventory
+from rorqual.planner.inventory import inventory
+from rorqual.presets import FP8_QUANTIZATION, PRESETS
 from tests.tiny import t0
 
-_BYTES = {"F32": 4, "BF16": 2, "F8_E4M3": 1}
+_BYTES = {"F32": 4, "I32": 4, "BF16": 2, "F8_E4M3": 1, "F8_E8M0": 1}
 Layout = dict[str, tuple[str, tuple[int, ...]]]
 
 
@@ -67,6 +68,42 @@ def test_671b_in_words(capsys: pytest.CaptureFixture[str]) -> None:
         assert words in text
 
 
+@pytest.mark.parametrize(
+    ("name", "total", "active", "without_embedding", "cache"),
+    [
+        ("v3_0324", 671_026_419_200, 37_552_297_472, 36_625_618_432, 70_272),
+        ("v2_236b", 235_741_434_880, 21_375_800_320, 20_851_512_320, 69_120),
+        ("v2_lite_16b", 15_706_484_224, 2_661_150_208, 2_451_435_008, 31_104),
+        ("moonlight_16b", 15_960_110_208, 2_914_776_192, 2_579_231_872, 31_104),
+        ("kimi_k2", 1_026_408_232_448, 32_861_500_928, 31_687_095_808, 70_272),
+    ],
+)
+def test_every_member(capsys: pytest.CaptureFixture[str], name: str, total: int, active: int, without_embedding: int, cache: int) -> None:
+    report = inspect(capsys, "--preset", name)[1]
+    assert (report["parameters_total"], report["parameters_active"]) == (total, active)
+    assert (report["parameters_active_without_embedding"], report["cache_bytes_per_token"]["bf16"]) == (without_embedding, cache)
+    assert report["layout"].startswith("BF16" if "v2" in name or name == "moonlight_16b" else "FP8 E4M3 in blocks of 128 x 128")
+    assert main(["--preset", name]) == 0
+    text = capsys.readouterr().out
+    assert f"{total:,}" in text and PRESETS[name].title in text
+    assert ("MTP   " in text) == name.startswith("v3")
+
+
+def test_what_no_source_confirms_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    unverified = inspect(capsys, "--preset", "kimi_k2")[1]["unverified"]
+    assert unverified["rms_norm_eps"] == {"value": 1e-6, "reason": "copies of config.json have 1e-6 and 1e-5"}
+    assert unverified["rope_scaling"]["value"]["beta_fast"] == 1.0
+    assert inspect(capsys, "--preset", "v3_671b")[1]["unverified"] == {}
+    main(["--preset", "kimi_k2"])
+    assert "unverified  rms_norm_eps 1e-06: copies of config.json have 1e-6 and 1e-5" in capsys.readouterr().out
+
+
+def test_power_of_two_scales_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    v3, v3_1 = (inspect(capsys, "--preset", name)[1] for name in ("v3_671b", "v3_1"))
+    assert v3_1["layout"] == v3["layout"] + ", powers of two (ue8m0)"
+    assert (v3_1["tensors"], v3_1["elements"], v3_1["bytes"]) == (91_991, 684_531_386_000, 688_574_839_360)
+
+
 def test_layouts(capsys: pytest.CaptureFixture[str]) -> None:
     reports = {layout: inspect(capsys, "--preset", "v2_lite_16b", "--layout", layout)[1] for layout in ("bf16", "fp32", "fp8")}
     assert inspect(capsys, "--preset", "v2_lite_16b")[1]["bytes"] == reports["bf16"]["bytes"] == 2 * 15_706_484_224
@@ -104,6 +141,40 @@ def test_fp8_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert code == 1
     assert report["folder"]["missing"] == ["model.layers.1.self_attn.o_proj.weight_scale_inv"]
     assert report["folder"]["different"] == ["model.layers.0.mlp.up_proj.weight: dtype BF16, the configuration makes it F8_E4M3"]
+
+
+@pytest.mark.parametrize("scales", ["F32", "BF16", "F8_E8M0"])
+def test_scales_of_any_of_their_dtypes(capsys: pytest.CaptureFixture[str], tmp_path: Path, scales: str) -> None:
+    config = t0(quantization_config=FP8_QUANTIZATION)
+    layout = {name: (scales if name.endswith("_scale_inv") else dtype, shape) for name, (dtype, shape) in layout_of(config).items()}
+    code, report = inspect(capsys, save(tmp_path, layout, config.to_hf()))
+    assert code == 0 and report["folder"]["different"] == [] and scales in report["folder"]["dtypes"]
+
+
+def test_quantisation_is_what_the_tensors_are(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Field case F09, rows x and y."""
+    quantised = t0(quantization_config=FP8_QUANTIZATION)
+    code, report = inspect(capsys, save(tmp_path / "x", layout_of(t0()), quantised.to_hf()))
+    assert code == 0 and report["layout"].startswith("BF16") and "quantization_config" in report["folder"]["notices"][0]
+    code, report = inspect(capsys, save(tmp_path / "y", layout_of(quantised), t0().to_hf()))
+    assert code == 0 and report["layout"].startswith("FP8") and "lacks quantization_config" in report["folder"]["notices"][0]
+    ragged = {name: (dtype, (9, 9) if name.endswith("o_proj.weight_scale_inv") else shape) for name, (dtype, shape) in layout_of(quantised).items()}  # fmt: skip
+    code, report = inspect(capsys, save(tmp_path / "z", ragged, t0().to_hf()))
+    assert code == 1 and report["folder"]["different"][0].endswith(
+        "o_proj.weight_scale_inv: shape [9, 9], the configuration makes it [1, 1]"
+    )
+
+
+def test_dtypes_that_no_reader_takes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    layout = layout_of(t0())
+    layout["model.norm.weight"] = ("I32", (64,))
+    code, report = inspect(capsys, save(tmp_path, layout, t0().to_hf()))
+    assert code == 1 and report["folder"]["different"] == ["model.norm.weight: dtype I32, readers take F32, BF16, F16, F8_E4M3"]
+
+
+def test_names_without_the_prefix(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    layout = {name.removeprefix("model."): value for name, value in layout_of(t0()).items()}
+    assert inspect(capsys, save(tmp_path, layout, t0().to_hf()))[0] == 0
 
 
 def _rename(layout: Layout) -> None:
