@@ -6,8 +6,9 @@ import pytest
 
 from rorqual.config import ABSENT, ModelConfig
 from rorqual.errors import ConfigError
-from rorqual.planner.inventory import FP8_QUANTIZATION, Tensor, inventory
+from rorqual.planner.inventory import Tensor, inventory
 from rorqual.planner.params import count
+from rorqual.presets import FP8_QUANTIZATION, PRESETS, member
 from tests.planner.configurations import KIMI_K2, MOONLIGHT, V2, V2_LITE, V3
 from tests.tiny import t0
 
@@ -31,6 +32,35 @@ def test_released_671b_files() -> None:
         ("model.layers.61.shared_head.head.weight", (129280, 7168), "BF16"),
     ):
         assert table[name] == Tensor(name, shape, dtype)
+
+
+@pytest.mark.parametrize("name", ["v3_671b", "v3_0324", "v3_1", "r1"])
+def test_released_files_of_the_v3_shape_are_alike(name: str) -> None:
+    tensors = inventory(member(name).released)
+    assert (len(tensors), sum(t.elements for t in tensors), sum(t.bytes for t in tensors)) == (91_991, 684_531_386_000, 688_574_839_360)
+
+
+def test_released_kimi_k2_files() -> None:
+    tensors = inventory(member("kimi_k2").released)
+    per_layer, experts = (
+        2 + 2 + 5 * 2,
+        1 + 1 + (384 + 1) * 3 * 2,
+    )  # norms, latent norms, five projections; router, bias, experts: each with scales
+    assert len(tensors) == 3 + 61 * per_layer + 3 * 2 + 60 * experts == 139_583
+    scales = sum(t.elements for t in tensors if t.name.endswith("_scale_inv"))
+    assert sum(t.elements for t in tensors) - scales == 1_026_408_232_448
+    assert {t.dtype for t in tensors} == {"BF16", "F32", "F8_E4M3"}
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_fp8_is_half_of_bf16_but_for_what_stays_plain(name: str) -> None:
+    config = member(name).config
+    plain, quantised = inventory(config), inventory(config.with_(quantization_config=FP8_QUANTIZATION))
+    weights = sum(t.elements for t in quantised if t.dtype == "F8_E4M3")
+    scales = sum(t.bytes for t in quantised if t.name.endswith("_scale_inv"))
+    assert sum(t.bytes for t in plain) - sum(t.bytes for t in quantised) == weights - scales
+    kept = [t.name for t in quantised if t.dtype == "BF16"]
+    assert all("norm" in n or n.endswith(("embed_tokens.weight", "head.weight", "eh_proj.weight", "gate.weight")) for n in kept)
 
 
 def test_plain_layouts() -> None:
