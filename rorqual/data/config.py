@@ -21,15 +21,20 @@ def _rate(name: str, value: float, below_one: bool = False) -> None:
 class DataConfig:
     """How built shards become a stream of samples; a pure function of (seed, sample number). Report section 4.1.
 
-    `sources` maps source name to sampling weight; empty means every source of the folder by its token count.
+    `sources` maps source name to sampling weight; empty means every source of the folder by its token count. `shuffle_rows` is the
+    number of consecutive rows of a source that are put in random order (at most an epoch's; 1 keeps the order of the documents):
+    neighbouring rows are mostly of one document, and a small batch of them teaches the weights what the context should tell.
     """
 
     sources: Mapping[str, float] = field(default_factory=dict)
     fim_rate: float = 0.1
+    shuffle_rows: int = 1 << 16
     seed: int = 0
 
     def __post_init__(self) -> None:
         _rate("fim_rate", self.fim_rate)
+        if type(self.shuffle_rows) is not int or self.shuffle_rows < 1:
+            raise ConfigError(f"shuffle_rows ({self.shuffle_rows!r}) must be a whole number of at least 1 (1 keeps the order)")
         if self.seed < 0:
             raise ConfigError(f"seed ({self.seed}) must be 0 or larger")
         for name, weight in self.sources.items():

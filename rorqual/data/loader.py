@@ -1,13 +1,18 @@
 """Training samples as a pure function of (seed, sample number), from memory-mapped shards. Report section 4.1.
 
     sample g -> (source, row)            mixture.py, by weight
-    row j of a source                    tokens j*seq_len .. (j+1)*seq_len of the source's stream: the last one is a target only
+    row of a source                      in an order of its own within windows of `shuffle_rows` rows
+    row j                                tokens j*seq_len .. (j+1)*seq_len of the source's stream: the last one is a target only
     the stream                           epoch after epoch; in each, all documents in an order of its own, each followed by EOS,
                                          a share of them rearranged for FIM (fim.py)
 
 Nothing is drawn from a generator and no position is stored, so any rank can make any sample, a run resumes at any number of
 ranks, and ranks cannot run out at different times: the stream wraps into the next epoch, whose number is counted (F28, F31).
-There is no mask between documents (spec 12.8). An epoch's order takes 16 bytes per document while it is in use.
+There is no mask between documents (spec 12.8). An epoch's order takes 16 bytes per document while it is in use, a window's 8 bytes
+per row.
+
+Rows are shuffled because neighbours are mostly of one document: where a batch is smaller than a document, step after step of the
+same text is learned by the weights, and attention never learns to look back.
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ from rorqual.errors import ConfigError, DataError
 from rorqual.tokenizer import bpe
 
 _EPOCHS_KEPT = 2
+_WINDOWS_KEPT = 2
 
 
 class Piece(NamedTuple):
@@ -78,6 +84,21 @@ class _Stream:
         self._fim_tokens = fim_tokens
         self._begins = [0]  # where each epoch begins in the stream; grows as epochs are reached
         self._kept: dict[int, _Epoch] = {}
+        self._orders: dict[int, NDArray[np.int64]] = {}
+        self._window = config.shuffle_rows
+
+    def shuffled(self, row: int, seq_len: int) -> int:
+        """The row that is read as the row-th: a bijection inside each window, which is never longer than the first epoch."""
+        self.position(0)
+        size = max(1, min(self._window, self._begins[1] // seq_len))
+        window, inside = divmod(row, size)
+        order = self._orders.pop(window, None)
+        if order is None:
+            order = counters.permutation(counters.key(self._seed, "rows", self.source, window), size)
+            while len(self._orders) >= _WINDOWS_KEPT:
+                del self._orders[next(iter(self._orders))]
+        self._orders[window] = order
+        return window * size + int(order[inside])
 
     def position(self, place: int) -> tuple[int, int]:
         """(epoch, place inside it) of a place in the stream."""
@@ -219,7 +240,8 @@ class PackedDataset:
     def sample(self, number: int, out: NDArray[np.int64]) -> list[Piece]:
         """Writes the seq_len + 1 tokens of one sample to `out`; returns the pieces that its inputs are made of."""
         source, row = self.mixture.place(number)
-        pieces = self._streams[source].read(row * self.seq_len, self.seq_len + 1, out)
+        stream = self._streams[source]
+        pieces = stream.read(stream.shuffled(row, self.seq_len) * self.seq_len, self.seq_len + 1, out)
         last = pieces.pop()
         if last.stop - last.start > 1:
             pieces.append(last._replace(stop=last.stop - 1))
