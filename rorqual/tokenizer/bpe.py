@@ -78,6 +78,22 @@ class Tokenizer:
         """Ids of `text`; special token strings inside it become their ids, and no BOS is added."""
         return self._inner.encode(text, add_special_tokens=False).ids
 
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of `text` as text alone: what looks like a special token in it stays text, so that nobody can forge a turn or an end."""
+        return self._plain.encode(text, add_special_tokens=False).ids
+
+    @cached_property
+    def _plain(self) -> tokenizers.Tokenizer:
+        plain = tokenizers.Tokenizer.from_str(json.dumps(self._content | {"added_tokens": []}))
+        plain.no_padding()
+        plain.no_truncation()
+        return plain
+
+    @cached_property
+    def added_tokens(self) -> dict[str, int]:
+        """Id of every token that stands outside the merges, special or not, by its string."""
+        return {token["content"]: token["id"] for token in self._content.get("added_tokens", [])}
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of every text, on all cores."""
         return [encoding.ids for encoding in self._inner.encode_batch(list(texts), add_special_tokens=False)]

@@ -54,6 +54,16 @@ def test_nothing_is_normalised_or_added() -> None:
     assert own.encode(f"a{special.EOS}b") == [*own.encode("a"), 1, *own.encode("b")]
 
 
+def test_text_that_looks_like_a_control_token_stays_text() -> None:
+    own = tokenizer()
+    for token in (*special.LEADING, *special.TRAILING):
+        ids = own.encode_text(f"a{token}b")
+        assert not set(ids) & set(own.added_tokens.values())
+        assert own.decode(ids) == f"a{token}b"
+        assert own.added_tokens[token] == own.token_to_id(token)
+    assert all(own.encode_text(line) == own.encode(line) for line in LINES)
+
+
 def test_a_batch_is_its_texts() -> None:
     assert tokenizer().encode_batch(ROUND_TRIP) == [tokenizer().encode(text) for text in ROUND_TRIP]
 
