@@ -16,6 +16,7 @@ from rorqual.checkpoint.names import copies
 from rorqual.config import ModelConfig
 from rorqual.inference.generate import generate
 from rorqual.inference.sampler import SamplingParams
+from rorqual.kernels import fp8
 from rorqual.model.transformer import CausalLM
 from rorqual.presets import member
 from rorqual.tokenizer import bpe
@@ -70,6 +71,19 @@ def test_plain_folders(tmp_path: Path, name: str) -> None:
     back, report = hf.load(out)
     assert same_values(back, released) and torch.equal(logits(back), logits(model)) and report.notices == []
     assert back.config == model.config == ModelConfig.from_hf(json.loads((out / "config.json").read_text()))
+
+
+@pytest.mark.parametrize(("name", "scales"), [("v3_671b", "f32"), ("v3_671b", "bf16"), ("v3_1", "e8m0"), ("kimi_k2", "f32"), ("v2_lite_16b", "f32")])  # fmt: skip
+def test_twins_hold_the_same_values(tmp_path: Path, name: str, scales: str) -> None:
+    """A member's FP8 tensors, dequantised by the package's kernel, are its plain twin's to the bit, ragged blocks included."""
+    coded = table(members.write(tmp_path / "fp8", name, weights="fp8", scales=scales))
+    plain = table(members.write(tmp_path / "bf16", name, weights="bf16", scales=scales))
+    back = {
+        weight: fp8.dequantize(value, coded[f"{weight}_scale_inv"], (128, 128)) if value.dtype == torch.float8_e4m3fn else value
+        for weight, value in coded.items()
+        if not weight.endswith("_scale_inv")
+    }
+    assert same_bits(back, plain)
 
 
 @pytest.mark.parametrize("name", members.NAMES)

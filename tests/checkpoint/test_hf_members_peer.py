@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from rorqual.checkpoint import hf
@@ -71,6 +73,20 @@ def test_both_read_each_other_s_folder(transformers: ModuleType, tmp_path: Path,
 
 
 @pytest.mark.parametrize("name", members.KIMI)
+def test_latent_norms_take_the_epsilon_of_the_configuration(transformers: ModuleType, tmp_path: Path, name: str) -> None:
+    """Readers disagree where `rms_norm_eps` is not 1e-6: transformers' latent norms always have 1e-6, ours and vLLM's the configured one."""
+    folder = members.write(tmp_path, name, weights="bf16", rms_norm_eps=1e-2)
+    ours, _ = hf.load(folder)
+    want = logits(theirs(transformers, folder))
+    assert (logits(ours) - want).abs().max() > 1e-2
+    for block in ours.model.layers:
+        block.self_attn.kv_a_layernorm.eps = 1e-6
+        if ours.config.q_lora_rank is not None:
+            block.self_attn.q_a_layernorm.eps = 1e-6
+    assert (logits(ours) - want).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", members.KIMI)
 def test_ids_at_the_end_of_a_large_vocabulary(transformers: ModuleType, tmp_path: Path, name: str) -> None:
     raw = members.PUBLISHED[name]
     changes = {key: raw[key] for key in ("vocab_size", "bos_token_id", "eos_token_id")}
@@ -94,6 +110,38 @@ def test_both_dequantise_to_the_same_logits(transformers: ModuleType, tmp_path: 
     peer = theirs(transformers, folder, quantization_config=settings).float()
     want = logits(peer)
     assert (logits(hf.load(folder)[0]) - want).abs().max() <= TOLERANCE and want.abs().max() > 1
+
+
+ROPES = st.one_of(
+    st.none(),
+    st.fixed_dictionaries(
+        {
+            "type": st.just("yarn"), "factor": st.sampled_from([1.0, 2.5, 40.0]), "original_max_position_embeddings": st.sampled_from([4, 32, 4096]),
+            "beta_fast": st.sampled_from([1, 32]), "beta_slow": st.sampled_from([1, 0.5]), "mscale": st.sampled_from([0.0, 0.707, 1.0]),
+            "mscale_all_dim": st.sampled_from([0.0, 0.707, 1.0]),
+        }
+    ),
+)  # fmt: skip
+
+
+@settings(max_examples=20, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(["v3_671b", "v2_236b"]), rope=ROPES, groups=st.sampled_from([(1, 1), (2, 1), (4, 2), (8, 8)]), rank=st.sampled_from([None, 5]),
+    heads=st.integers(1, 3), shared=st.integers(1, 3), dense=st.integers(0, 3), chosen=st.integers(1, 4),
+    theta=st.sampled_from([500.0, 50000.0]), scale=st.sampled_from([0.5, 16.0]), widths=st.sampled_from([(6, 4, 10), (2, 2, 3), (16, 8, 4)]),
+)  # fmt: skip
+def test_shapes_that_no_member_has(
+    transformers: ModuleType, tmp_path_factory: pytest.TempPathFactory, name: str, rope: dict[str, Any] | None, groups: tuple[int, int],
+    rank: int | None, heads: int, shared: int, dense: int, chosen: int, theta: float, scale: float, widths: tuple[int, int, int],
+) -> None:  # fmt: skip
+    folder = members.write(
+        tmp_path_factory.mktemp("shape"), name, weights="bf16", hidden_size=24 * heads, rope_scaling=rope, n_group=groups[0], topk_group=groups[1],
+        q_lora_rank=rank, num_attention_heads=heads, num_key_value_heads=heads, n_shared_experts=shared, first_k_dense_replace=dense,
+        num_hidden_layers=3, num_experts_per_tok=chosen, rope_theta=theta, routed_scaling_factor=scale, qk_nope_head_dim=widths[0],
+        qk_rope_head_dim=widths[1], v_head_dim=widths[2], num_nextn_predict_layers=0, kv_lora_rank=20, intermediate_size=40, moe_intermediate_size=24,
+    )  # fmt: skip
+    want = logits(theirs(transformers, folder))
+    assert (logits(hf.load(folder)[0]) - want).abs().max() <= TOLERANCE * max(1.0, float(want.abs().max()) / 4)
 
 
 # ---------------------------------------------------------------------- MTP
