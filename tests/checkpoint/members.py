@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -171,9 +172,23 @@ _SCALE_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "e8m0": torch.flo
 def tensors(config: ModelConfig, *, scales: str = "f32", power_of_two: bool = False, seed: int = 0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
     """Random weights twice, under official names: (as FP8 with scales, as BF16 that holds the same values rounded once).
 
-    Copies of embedding and head in MTP modules equal the originals; router biases are FP32 with four significant digits that BF16 loses.
+    Copies of embedding and head in MTP modules equal the originals; router biases are FP32, near 4, as close together as BF16 cannot hold.
+    The tensors are shared between calls: do not change them in place.
     """
+    key = json.dumps([asdict(config.with_(model_type="deepseek_v3", quantization_config=None)), scales, power_of_two, seed])
     block = (config.quantization_config or FP8)["weight_block_size"]
+    coded, plain = _made(f"{key}{block}", config, tuple(block), scales, power_of_two, seed)
+    return dict(coded), dict(plain)
+
+
+_MADE: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}  # the last few: members of one shape, and twins, share their weights
+
+
+def _made(key: str, config: ModelConfig, block: tuple[int, int], scales: str, power_of_two: bool, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
+    if key in _MADE:
+        return _MADE[key]
+    while len(_MADE) >= 6:
+        _MADE.pop(next(iter(_MADE)))
     layout = inventory(config.with_(quantization_config={**FP8, "weight_block_size": list(block)}))
     coded: dict[str, Tensor] = {}
     plain: dict[str, Tensor] = {}
@@ -186,7 +201,7 @@ def tensors(config: ModelConfig, *, scales: str = "f32", power_of_two: bool = Fa
             coded[one.name] = plain[one.name] = 4 + 0.03 * value
         elif one.dtype == "F8_E4M3":
             power = power_of_two or scales == "e8m0"
-            codes, scale, back = quantise(value * 0.08, tuple(block), power, _SCALE_DTYPES[scales])
+            codes, scale, back = quantise(value * 0.08, block, power, _SCALE_DTYPES[scales])
             coded[one.name], coded[f"{one.name}_scale_inv"] = codes, scale
             plain[one.name] = back.bfloat16()
         else:
@@ -198,7 +213,7 @@ def tensors(config: ModelConfig, *, scales: str = "f32", power_of_two: bool = Fa
                 table[name] = table["model.embed_tokens.weight"].clone()
             elif name.endswith("shared_head.head.weight"):
                 table[name] = table.get("lm_head.weight", table["model.embed_tokens.weight"]).clone()
-    return coded, plain
+    return _MADE.setdefault(key, (coded, plain))
 
 
 # ---------------------------------------------------------------------- folders
