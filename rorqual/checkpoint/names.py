@@ -17,8 +17,15 @@ from rorqual.errors import CheckpointError
 Shape = tuple[int, ...]
 
 EMBEDDING, HEAD, BIAS = "model.embed_tokens.weight", "lm_head.weight", "mlp.gate.e_score_correction_bias"
+SCALE = "_scale_inv"
+"""What the name of an FP8 weight's scales adds to the weight's."""
 MTP_MARKS = ("eh_proj.weight", "enorm.weight", "hnorm.weight", "shared_head.norm.weight")
 _LAYER = re.compile(r"model\.layers\.(0|[1-9]\d{0,8})\.(.+)")
+
+
+def quantised(name: str) -> bool:
+    """Whether the layout stores this tensor in FP8: every Linear of attention and FFNs; not router, embedding, head, norms, eh_proj."""
+    return name.endswith(("_proj.weight", "kv_a_proj_with_mqa.weight")) and not name.endswith("eh_proj.weight")
 
 
 def expected(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
