@@ -113,7 +113,7 @@ def test_an_existing_folder_is_refused_and_a_failed_export_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("rorqual.checkpoint.tensors.write_file", full)
+        patch.setattr("rorqual.checkpoint.convert.TensorFile", full)
         with pytest.raises(CheckpointError, match="No space left on device"):
             hf.export(build(t0(), 1), None, folder, replace=True)
     assert (folder / "model.safetensors").read_bytes() == before and [path.name for path in folder.parent.iterdir()] == ["hf"]
@@ -122,8 +122,8 @@ def test_an_existing_folder_is_refused_and_a_failed_export_leaves_nothing(
 
 
 def test_bad_requests_are_refused(model: CausalLM, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="dtype .'fp8'. must be one of 'fp32', 'bf16'"):
-        hf.export(model, None, tmp_path / "x", dtype="fp8")
+    with pytest.raises(CheckpointError, match="dtype .'int4'. must be one of 'fp32', 'bf16', 'fp8'"):
+        hf.export(model, None, tmp_path / "x", dtype="int4")
     with pytest.raises(CheckpointError, match="shard_size"):
         hf.export(model, None, tmp_path / "x", shard_size=0)
     tensors = logical_tensors(model)
