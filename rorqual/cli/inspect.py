@@ -17,11 +17,12 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rorqual.checkpoint.names import HEAD, settle
+from rorqual.checkpoint.card import NOT_RECORDED, licence_of_folder, licence_of_preset
+from rorqual.checkpoint.names import HEAD, SCALE, settle
 from rorqual.checkpoint.shards import INDEX_NAME, ShardFolder, open_folder
 from rorqual.config import ModelConfig
 from rorqual.errors import ConfigError
@@ -63,23 +64,24 @@ def describe_preset(name: str, layout: str | None = None) -> dict[str, Any]:
     """The figures of a preset, in the layout of its released files unless `layout` asks for another; what no source confirms is named."""
     one = member(name)
     unverified = {key: {"value": _plain(getattr(one.config, key)), "reason": reason} for key, reason in one.unverified.items()}
-    return {"source": f"preset {name}", "title": one.title, **describe(one.released, layout), "unverified": unverified}
+    figures = describe(one.released, layout)
+    return {"source": f"preset {name}", "title": one.title, **figures, "licence": licence_of_preset(name), "unverified": unverified}
 
 
 def describe_path(path: Path, layout: str | None = None) -> dict[str, Any]:
     """The figures of a folder or a config.json; for a folder with weights, also how they fit."""
     path = _model_path(path)
     config = ModelConfig.from_file(path)
+    licence = licence_of_folder(path) if path.is_dir() else NOT_RECORDED
     if not path.is_dir() or not (any(path.glob("*.safetensors")) or (path / INDEX_NAME).exists()):
-        return {"source": str(path), **describe(config, layout)}
+        return {"source": str(path), **describe(config, layout), "licence": licence}
     folder = open_folder(path)
     config = settle(config, {name: entry.shape for name, entry in folder.tensors.items()})
     config = _as_stored(config, folder)
     held = Counter(entry.dtype for entry in folder.tensors.values())
     if layout is None and config.quantization_config is None and held and held.most_common(1)[0][0] == "F32":
         layout = "fp32"
-    report = {"source": str(path), **describe(config, layout)}
-    return {**report, "folder": compare(config, folder)}
+    return {"source": str(path), **describe(config, layout), "licence": licence, "folder": compare(config, folder)}
 
 
 def _as_stored(config: ModelConfig, folder: ShardFolder) -> ModelConfig:
@@ -88,8 +90,7 @@ def _as_stored(config: ModelConfig, folder: ShardFolder) -> ModelConfig:
     if quantised == (config.quantization_config is not None) or not folder.tensors:
         return config
     if quantised:
-        block = FP8_QUANTIZATION["weight_block_size"]
-        folder.notices.append(f"config.json lacks quantization_config, the weights are FP8: read in blocks of {block[0]} x {block[1]}")
+        folder.notices.append("weights are FP8, config.json has no quantization_config: read with blocks of 128 x 128")
         return config.with_(quantization_config=FP8_QUANTIZATION)
     folder.notices.append("config.json has quantization_config, the weights are not quantised: read as they are")
     return config.with_(quantization_config=None)
@@ -178,9 +179,18 @@ def compare(config: ModelConfig, folder: ShardFolder) -> dict[str, Any]:
     modules = range(config.num_hidden_layers, config.num_blocks)
     absent = [f"model.layers.{layer}." for layer in modules if not any(name.startswith(f"model.layers.{layer}.") for name in found)]
     optional = (*absent, *(f"model.layers.{layer}.{copy}" for layer in modules for copy in _MTP_COPIES))
+    notices = list(folder.notices)
+    plain = [name for name, tensor in expected.items() if tensor.dtype == "F8_E4M3" and name in found and found[name].dtype in _PLAIN and name + SCALE not in found]  # fmt: skip
+    for name in plain:
+        expected[name] = replace(expected[name], dtype=found[name].dtype)
+        del expected[name + SCALE]
+    if plain:
+        notices.append(f"{grouped(len(plain))} weights are plain among FP8 ones: read as they are")
     different = [
         line for name, entry in found.items() if name in expected and (line := _difference(expected[name], entry.dtype, entry.shape))
     ]
+    stray = [name for name in found if name.endswith(SCALE) and name not in expected and name.removesuffix(SCALE) in expected]
+    different += [f"{name}: scales, and no FP8 weight beside them" for name in stray]
     return {
         "files": len(folder.files),
         "tensors": len(found),
@@ -188,9 +198,9 @@ def compare(config: ModelConfig, folder: ShardFolder) -> dict[str, Any]:
         "dtypes": dict(Counter(entry.dtype for entry in found.values()).most_common()),
         "missing": [name for name in expected if name not in found and not name.startswith(optional)],
         "absent_mtp_modules": len(absent),
-        "extra": [name for name in found if name not in expected and name not in repeated],
+        "extra": [name for name in found if name not in expected and name not in repeated and name not in stray],
         "different": different,
-        "notices": folder.notices,
+        "notices": notices,
     }
 
 
@@ -199,7 +209,7 @@ def _difference(expected: Tensor, dtype: str, shape: tuple[int, ...]) -> str | N
         return f"{expected.name}: shape {list(shape)}, the configuration makes it {list(expected.shape)}"
     if (expected.dtype == "F8_E4M3") != (dtype == "F8_E4M3"):
         return f"{expected.name}: dtype {dtype}, the configuration makes it {expected.dtype}"
-    allowed = _SCALES if expected.name.endswith("_scale_inv") else (*_PLAIN, "F8_E4M3")
+    allowed = _SCALES if expected.name.endswith(SCALE) else (*_PLAIN, "F8_E4M3")
     return None if dtype in allowed else f"{expected.name}: dtype {dtype}, readers take {', '.join(allowed)}"
 
 
@@ -244,6 +254,7 @@ def _text(report: Mapping[str, Any]) -> str:
             + (f", {_gflop(gflop['with_mtp'])} with MTP" if modules else ""),
         ),
     ]
+    lines.append(_line("licence", clean(report["licence"])))
     for index, (key, one) in enumerate(report.get("unverified", {}).items()):
         value = "" if isinstance(one["value"], dict) else f" {one['value']}"
         lines.append(_line("" if index else "unverified", f"{key}{value}: {one['reason']}"))

@@ -98,6 +98,15 @@ def test_what_no_source_confirms_is_shown(capsys: pytest.CaptureFixture[str]) ->
     assert "unverified  rms_norm_eps 1e-06: copies of config.json have 1e-6 and 1e-5" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "licence"), [("v3_671b", "DeepSeek Model Licence v1.0"), ("r1", "MIT"), ("v3_1", "not recorded"), ("kimi_k2", "not recorded")]
+)
+def test_licence_terms_of_presets(capsys: pytest.CaptureFixture[str], name: str, licence: str) -> None:
+    assert inspect(capsys, "--preset", name)[1]["licence"] == licence
+    assert main(["--preset", name]) == 0
+    assert f"licence     {licence}\n" in capsys.readouterr().out
+
+
 def test_power_of_two_scales_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     v3, v3_1 = (inspect(capsys, "--preset", name)[1] for name in ("v3_671b", "v3_1"))
     assert v3_1["layout"] == v3["layout"] + ", powers of two (ue8m0)"
@@ -157,12 +166,25 @@ def test_quantisation_is_what_the_tensors_are(capsys: pytest.CaptureFixture[str]
     code, report = inspect(capsys, save(tmp_path / "x", layout_of(t0()), quantised.to_hf()))
     assert code == 0 and report["layout"].startswith("BF16") and "quantization_config" in report["folder"]["notices"][0]
     code, report = inspect(capsys, save(tmp_path / "y", layout_of(quantised), t0().to_hf()))
-    assert code == 0 and report["layout"].startswith("FP8") and "lacks quantization_config" in report["folder"]["notices"][0]
+    assert code == 0 and report["layout"].startswith("FP8") and "has no quantization_config" in report["folder"]["notices"][0]
     ragged = {name: (dtype, (9, 9) if name.endswith("o_proj.weight_scale_inv") else shape) for name, (dtype, shape) in layout_of(quantised).items()}  # fmt: skip
     code, report = inspect(capsys, save(tmp_path / "z", ragged, t0().to_hf()))
     assert code == 1 and report["folder"]["different"][0].endswith(
         "o_proj.weight_scale_inv: shape [9, 9], the configuration makes it [1, 1]"
     )
+
+
+def test_plain_weights_among_fp8_and_scales_of_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    quantised = t0(quantization_config=FP8_QUANTIZATION)
+    layout, name = layout_of(quantised), "model.layers.0.mlp.up_proj.weight"
+    layout[name] = ("BF16", (160, 64))
+    scales = layout.pop(f"{name}_scale_inv")
+    code, report = inspect(capsys, save(tmp_path / "plain", layout, quantised.to_hf()))
+    assert code == 0 and report["folder"]["notices"] == ["1 weights are plain among FP8 ones: read as they are"]
+    plain = layout_of(t0()) | {f"{name}_scale_inv": scales}
+    code, report = inspect(capsys, save(tmp_path / "stray", plain, t0().to_hf()))
+    assert code == 1 and report["folder"]["different"] == [f"{name}_scale_inv: scales, and no FP8 weight beside them"]
+    assert report["folder"]["extra"] == []
 
 
 def test_dtypes_that_no_reader_takes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
