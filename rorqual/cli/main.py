@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "The whole recipe": ("run",),
     "Step by step": ("data build", "tokenizer train", "pretrain", "generate", "export"),
     "Look": ("inspect", "doctor"),
+    "Reckon": ("plan", "simulate"),
 }
 
 
@@ -48,7 +49,7 @@ def _dispatch(argv: list[str]) -> int:
         print(_help())
         return 0
     if argv[0] in ("-V", "--version"):
-        print(f"rorqual {_version()}")
+        print(f"rorqual {version()}")
         return 0
     modules = sorted({verb.split()[0] for verbs in VERBS.values() for verb in verbs})
     if argv[0] not in modules:
@@ -75,7 +76,8 @@ def _summary(verb: str) -> str:
     return docstring.partition("\n")[0].rstrip(".")
 
 
-def _version() -> str:
+def version() -> str:
+    """The installed package's version."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

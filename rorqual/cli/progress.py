@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -44,3 +46,15 @@ class BuildProgress:
             self._bars.update(self._tasks[stage], completed=done, total=total, rate=rate)
         elif done >= total:
             print(f"{stage:<11} {seconds:6.1f} s  {rate}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def bytes_bar(stage: str, least: int = 100_000_000) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar for work counted in bytes: a function of (done, in all, what). Silent where there are fewer than `least` bytes to do."""
+    with BuildProgress() as bars:
+
+        def show(done: int, total: int, what: str) -> None:
+            if total >= least:
+                bars(stage, done, total)
+
+        yield show

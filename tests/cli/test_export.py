@@ -13,6 +13,7 @@ from rorqual.checkpoint import hf, resume
 from rorqual.cli import export
 from rorqual.errors import CheckpointError, RorqualError
 from rorqual.recipes.laptop import laptop
+from tests.checkpoint import members
 from tests.checkpoint.folders import build, same, table
 from tests.tiny import t0
 
@@ -41,7 +42,7 @@ def test_a_model_folder_is_read_checked_and_written_anew(tmp_path: Path, capsys:
     assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 3
     assert same(hf.load(tmp_path / "out")[0], model)
     printed = capsys.readouterr()
-    assert re.search(r"safetensors files, 1\.\d MB, fp32", printed.out) and "no tokenizer files found" in printed.err
+    assert re.search(r"safetensors files, 1\.\d MB, dtypes kept", printed.out) and "no tokenizer files found" in printed.err
     assert export.main([str(source), str(tmp_path / "out"), "--dtype", "bf16", "--overwrite"]) == 0
     assert table(tmp_path / "out")["model.norm.weight"].dtype == torch.bfloat16
 
@@ -67,7 +68,7 @@ def test_a_finished_run_gives_what_it_exported_itself(run: Path, tmp_path: Path)
     hf.export(final, run / "tokenizer", run / "hf")
     export.main([str(run), str(tmp_path / "out")])
     assert same(hf.load(tmp_path / "out")[0], final)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "config.json", "model.safetensors", "tokenizer.json"]
 
 
 def test_what_cannot_be_exported_is_refused(run: Path, tmp_path: Path) -> None:
@@ -93,8 +94,46 @@ def test_what_cannot_be_exported_is_refused(run: Path, tmp_path: Path) -> None:
     assert not Path(out).exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["a"], ["a", "b", "--dtype", "fp8"], ["a", "b", "--shard-size", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["a"],
+        ["a", "b", "--dtype", "int4"],
+        ["a", "b", "--check", "llamacpp"],
+        ["a", "b", "--to", "gguf", "--check", "hf"],
+        ["a", "b", "--shard-size", "0"],
+    ],
+)
 def test_wrong_usage_exits_with_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         export.main(arguments)
     assert caught.value.code == 2 and "usage: rorqual export" in capsys.readouterr().err
+
+
+def test_members_are_converted_with_their_terms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = members.write(tmp_path / "v3", "v3_671b")
+    (source / "LICENSE-MODEL").write_text("DEEPSEEK LICENSE AGREEMENT\nVersion 1.0")
+    out = tmp_path / "bf16"
+    assert export.main([str(source), str(out), "--to", "bf16", "--mtp", "drop", "--layers", "2:5"]) == 0
+    assert (out / "LICENSE-MODEL").read_bytes() == (source / "LICENSE-MODEL").read_bytes()
+    assert "military use" in (out / "README.md").read_text() and not (out / "configuration_deepseek.py").exists()
+    model, report = hf.load(out)
+    assert (report.config.num_hidden_layers, report.config.num_nextn_predict_layers, report.config.first_k_dense_replace) == (3, 0, 1)
+    assert "bf16" in capsys.readouterr().out
+    assert export.main([str(out), str(tmp_path / "fp8"), "--to", "fp8"]) == 0
+    assert table(tmp_path / "fp8")["model.layers.0.self_attn.o_proj.weight"].dtype == torch.float8_e4m3fn
+    for wrong in ("4", "a:b", "1:", "-1:2"):
+        with pytest.raises(CheckpointError, match="--layers"):
+            export.main([str(source), str(tmp_path / "no"), f"--layers={wrong}"])
+    with pytest.raises(CheckpointError, match="range inside 0:5"):
+        export.main([str(source), str(tmp_path / "no"), "--layers", "3:9"])
+
+
+@pytest.mark.peer
+def test_the_check_against_transformers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = members.write(tmp_path / "v3", "v3_671b")
+    assert export.main([str(source), str(tmp_path / "out"), "--to", "bf16", "--check", "hf"]) == 0
+    assert "check: logits within" in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match="needs plain weights"):
+        export.main([str(source), str(tmp_path / "fp8"), "--check", "hf"])
