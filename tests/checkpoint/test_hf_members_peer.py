@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rorqual.checkpoint import hf
+from rorqual.checkpoint.convert import convert
+from rorqual.checkpoint.source import FolderSource
 from rorqual.inference.generate import generate
 from rorqual.inference.sampler import SamplingParams
 from rorqual.model.transformer import CausalLM
@@ -114,6 +116,20 @@ def test_both_dequantise_to_the_same_logits(transformers: ModuleType, tmp_path: 
     peer = theirs(transformers, folder, torch.bfloat16, quantization_config=settings).float()  # in BF16 it rounds once, as the twin does
     want = logits(peer)
     assert (logits(hf.load(folder)[0]) - want).abs().max() <= TOLERANCE and want.abs().max() > 1
+
+
+@pytest.mark.parametrize(("name", "scales"), [("v3_671b", "f32"), ("v3_1", "e8m0"), ("r1", "bf16"), ("kimi_k2", "f32")])
+def test_transformers_reads_what_a_released_folder_is_converted_to(
+    transformers: ModuleType, tmp_path: Path, name: str, scales: str
+) -> None:
+    """FP8 with ragged blocks, which it cannot read itself, to BF16 and to FP32."""
+    folder = members.write(tmp_path / "released", name, weights="fp8", scales=scales)
+    ours = logits(hf.load(folder)[0])
+    for to in ("bf16", "fp32"):
+        with FolderSource(folder) as source:
+            out = convert(source, None, tmp_path / to, to=to, shard_size=2_000_000)
+        want = logits(theirs(transformers, out))
+        assert (ours - want).abs().max() <= TOLERANCE and want.abs().max() > 1
 
 
 ROPES = st.one_of(
