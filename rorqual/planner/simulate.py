@@ -9,9 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from rorqual.errors import ConfigError
 from rorqual.planner.schedule import Op, Schedule, Step
+
+
+class CostModel(Protocol):
+    """What the simulator asks for: seconds of a step, and of a message to another rank."""
+
+    @property
+    def send(self) -> float:
+        """Seconds from the end of a chunk until another rank can use it."""
+        ...
+
+    def of(self, step: Step) -> float:
+        """Seconds that a step keeps its rank busy."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -90,7 +104,7 @@ class Simulation:
         ]  # fmt: skip
 
 
-def simulate(schedule: Schedule, costs: Costs) -> Simulation:
+def simulate(schedule: Schedule, costs: CostModel) -> Simulation:
     """Runs a schedule; ConfigError if its ranks wait for each other for ever, with the first steps that cannot start."""
     finished: dict[tuple[str, int, int, int], tuple[float, int]] = {}
     waiting: dict[tuple[str, int, int, int], list[int]] = {}

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from rorqual.config import ModelConfig
 from rorqual.data.config import BuildConfig, DataConfig
-from rorqual.train.hyperparams import BatchSchedule, GammaSchedule, LambdaSchedule, LearningRateSchedule, RunConfig, TrainConfig
+from rorqual.train.hyperparams import (
+    BatchSchedule,
+    GammaSchedule,
+    LambdaSchedule,
+    LearningRateSchedule,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
 
 VOCAB_SIZE = 4096
 PROMPTS = ("import os\n", "def fibonacci(n):\n", "class Stack:\n    def __init__(self):\n", "Question: What is 17 + 25?\n")
@@ -85,6 +93,7 @@ def _run(
             batch=BatchSchedule.constant(batch),
             bias_update_speed=GammaSchedule.scaled(total_tokens),
             mtp_loss_weight=LambdaSchedule.scaled(total_tokens),
+            optimizer=OptimizerConfig(beta2=0.99),  # by experiment: a step has a thousand tokens, the report's 0.95 is for 63 million
             ema_decay=0.99,
             checkpoint_every_steps=validate_every_steps,
             validate_every_steps=validate_every_steps,

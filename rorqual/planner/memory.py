@@ -1,0 +1,158 @@
+"""Memory of one device in training and in inference, by part (report sections 3.2.3 and 3.3.3). Bytes. No torch.
+
+Training state under ZeRO-1: every device holds the weights of its stages (twice under DualPipe) and an FP32 gradient of them; FP32
+master weights and moments are shared out over the replicas. Activations are what one chunk keeps for its backward, times the
+chunks that the schedule holds at once (the simulator's count). Recomputed parts (norms, MLA's up-projections, SwiGLU) are not kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from rorqual.config import ModelConfig
+from rorqual.errors import ConfigError
+from rorqual.planner.communication import combine_bytes, dispatch_bytes
+from rorqual.planner.hardware import Hardware
+from rorqual.planner.layout import Layout, stage_layers
+from rorqual.planner.params import cache_values_per_token, count
+from rorqual.planner.schedule import SCHEDULES
+from rorqual.planner.simulate import Costs, simulate
+from rorqual.planner.step import held_parameters, rank_stages
+
+POLICIES: Final = ("norms", "mla_up", "swiglu")
+"""What a recompute policy may name; the report uses all three."""
+FRAGMENTATION: Final = 0.05
+"""Share of the sum set aside for the allocator's gaps; an assumption, not a measurement."""
+_MOMENTS: Final = {"bf16": 4, "fp32": 8}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by part on the device that holds most; `available` is the device's."""
+
+    parts: dict[str, float]
+    available: float
+    chunks_in_flight: int
+
+    @property
+    def total(self) -> float:
+        """Sum of all parts."""
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether the sum is within the device's memory."""
+        return self.total <= self.available
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"parts": dict(self.parts), "total": self.total, "available": self.available, "fits": self.fits,
+                "chunks_in_flight": self.chunks_in_flight}  # fmt: skip
+
+
+def activation_bytes_per_token(
+    config: ModelConfig, layer: int, recompute: tuple[str, ...] = POLICIES, fp8: bool = True
+) -> dict[str, float]:
+    """What one block keeps per token for its backward, by tensor. Inputs of Linears in FP8 where the report caches them so, else BF16.
+
+    ConfigError for an unknown policy. 671B with everything recomputed: about 155 kB a token in a MoE block.
+    """
+    unknown = sorted(set(recompute) - set(POLICIES))
+    if unknown:
+        raise ConfigError(f"recompute policy {unknown[0]!r} is not known; there are {', '.join(POLICIES)}")
+    d, heads = config.hidden_size, config.num_attention_heads
+    cached = 1 if fp8 else 2  # bytes of a Linear's input kept for its weight gradient
+    rank = config.q_lora_rank or 0
+    parts: dict[str, float] = {
+        "residual": 2 * 2 * d,  # into attention and into the FFN
+        "latents": 2 * (rank + config.kv_lora_rank + config.qk_rope_head_dim),
+        "attention_output": (1.5 if fp8 else 2) * heads * config.v_head_dim,  # E5M6 in the report
+        "attention_statistics": 4 * heads,
+    }
+    if "norms" not in recompute:
+        parts["normed"] = 2 * cached * d + cached * (rank + config.kv_lora_rank)
+    if "mla_up" not in recompute:
+        parts["queries_keys_values"] = 2 * heads * (2 * config.qk_head_dim + config.v_head_dim)
+    if config.is_moe(layer):
+        chosen, width = config.num_experts_per_tok, config.moe_intermediate_size
+        shared = config.n_shared_experts * width
+        parts["router"] = 4 * config.n_routed_experts + 12 * chosen
+        parts["dispatched"] = chosen * (dispatch_bytes(config) if fp8 else combine_bytes(config))
+        parts["gate_up"] = cached * 2 * (chosen * width + shared)
+        inner = chosen * width + shared
+    else:
+        inner = config.intermediate_size
+        parts["gate_up"] = cached * 2 * inner
+    if "swiglu" not in recompute:
+        parts["swiglu"] = cached * inner
+    return parts
+
+
+def training_memory(
+    config: ModelConfig, device: Hardware, layout: Layout, seq_len: int, batch_sequences: int, *,
+    recompute: tuple[str, ...] = POLICIES, fp8: bool = True, moments: str = "bf16", mtp: bool = True,
+) -> Memory:  # fmt: skip
+    """The device that needs most; the layout must have passed `layout.check`."""
+    if moments not in _MOMENTS:
+        raise ConfigError(f"moments {moments!r} must be bf16 or fp32")
+    fp8 = fp8 and device.fp8 > 0
+    replicas = layout.dp // layout.ep
+    per_stage = [_stage_activations(config, layout, stage, seq_len, recompute, fp8, mtp) for stage in range(layout.num_stages)]
+    in_flight = _in_flight(layout, batch_sequences // layout.dp)
+    found = []
+    for (experts, rest), stages, chunks in zip(held_parameters(config, layout, mtp), rank_stages(layout), in_flight, strict=True):
+        held, shared_out = experts + rest, experts / replicas + rest / layout.dp
+        heads = (layout.num_stages - 1 in stages) * (1 + (config.num_nextn_predict_layers if mtp else 0))
+        parts = {
+            "weights": 2.0 * held,
+            "fp8_copies": held if fp8 else 0.0,
+            "gradients": 4.0 * held,
+            "master": 4.0 * shared_out,
+            "moments": _MOMENTS[moments] * shared_out,
+            "activations": chunks * sum(per_stage[stage] for stage in stages) / len(stages),
+            "logits": 4.0 * config.vocab_size * seq_len * heads,
+            "dispatch_buffers": _buffers(config, layout, seq_len),
+        }
+        parts["fragmentation"] = FRAGMENTATION * sum(parts.values())
+        found.append(Memory(parts, device.memory, chunks))
+    return max(found, key=lambda memory: memory.total)
+
+
+def _stage_activations(
+    config: ModelConfig, layout: Layout, stage: int, seq_len: int, recompute: tuple[str, ...], fp8: bool, mtp: bool
+) -> float:
+    layers = list(stage_layers(config, layout.num_stages)[stage])
+    if mtp and stage == layout.num_stages - 1:
+        layers += range(config.num_hidden_layers, config.num_blocks)
+    return seq_len * sum(sum(activation_bytes_per_token(config, layer, recompute, fp8).values()) for layer in layers)
+
+
+def _in_flight(layout: Layout, micro_batches: int) -> tuple[int, ...]:
+    """Most chunks that each rank holds at once, from the simulator; a schedule repeats itself, so four micro-batches a rank are enough."""
+    if layout.pp == 1:
+        return (1,)
+    schedule = SCHEDULES[layout.schedule](layout.pp, min(micro_batches, 4 * layout.pp))
+    return simulate(schedule, Costs(1.0, 2.0, 1.0)).peak_in_flight
+
+
+def _buffers(config: ModelConfig, layout: Layout, seq_len: int) -> float:
+    """Rows received from other devices before and after the experts, one layer's worth of both directions."""
+    if layout.ep == 1:
+        return 0.0
+    return float(seq_len * config.num_experts_per_tok * (dispatch_bytes(config) + combine_bytes(config)))
+
+
+# ---------------------------------------------------------------------- inference
+
+
+def weight_bytes(config: ModelConfig, fp8: bool) -> float:
+    """Weights of the trunk as served: Linears in FP8 with their scales, embedding, head and routers in BF16; or all in BF16."""
+    parameters = count(config)
+    plain = parameters.embedding + parameters.head + len([x for x in config.moe_layers if not config.is_mtp(x)]) * parameters.router
+    return 2.0 * plain + (1 + 4 / 16384 if fp8 else 2.0) * (parameters.total - plain)
+
+
+def cache_bytes_per_token(config: ModelConfig, bytes_per_value: float = 2.0) -> float:
+    """Latent cache of one token in all layers; 70,272 for 671B in BF16."""
+    return cache_values_per_token(config) * bytes_per_value

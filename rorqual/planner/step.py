@@ -1,0 +1,204 @@
+"""Time of one training step, predicted from configuration, device and layout (report sections 3.1-3.3).
+
+A chunk is one micro-batch of one sequence on one pipeline stage. Its compute is GEMMs in the Linears' format, attention, and work
+bound by memory; its communication is the all-to-all of every MoE layer. The schedule's simulator turns chunk times into a step.
+
+Four constants are fitted, all on the published profile of a forward-backward pair (H800, 4 MoE layers a chunk, EP64, 4,096 tokens):
+GEMMs 74.5 ms, attention 20.1 ms, the rest of the compute stream's 118.2 ms, and 129.0 ms for the pair. The network runs at its
+line rate, which is what the published DeepEP kernels reach (51 and 50 GB/s of 50 at EP64). Step time and phases are predictions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from rorqual.config import ModelConfig
+from rorqual.planner.communication import all_to_all_bytes, pipeline_bytes
+from rorqual.planner.flops import attention_flops_per_token
+from rorqual.planner.hardware import Hardware
+from rorqual.planner.layout import Layout, stage_layers
+from rorqual.planner.params import attention_weights, count
+from rorqual.planner.schedule import SCHEDULES, Op, Schedule, Step
+from rorqual.planner.simulate import Simulation, simulate
+
+GEMM_EFFICIENCY: Final = 0.390
+"""Fitted: 57.5 TFLOP of Linears in 74.5 ms are 39 % of the FP8 peak."""
+ATTENTION_EFFICIENCY: Final = 0.556
+"""Fitted: 2.75 TFLOP of causal attention forward in 5.0 ms are 55.6 % of the BF16 peak (its backward took 15.1 ms, three times as
+long); also used for the BF16 GEMMs of head and eh_proj."""
+ELEMENTWISE_BYTES: Final = 673.0
+"""Fitted: memory traffic of all other kernels, bytes per token, layer and unit of hidden_size, forward and backward."""
+PAIR_OVERHEAD: Final = 1.091
+"""Fitted: an overlapped pair over the longer of its compute and communication, 129.0 / 118.2 ms."""
+LOGIT_BYTES: Final = 16.0
+"""Bytes moved per logit: FP32 written and read forward, read and written backward."""
+GRADIENT_BYTES: Final = 8.0
+"""Bytes moved per weight and micro-batch where a gradient is added to its FP32 sum (part of the fitted rest in blocks)."""
+COMMUNICATION_SMS: Final = 20 / 132
+"""Report section 3.2.2: the share of the chip that communication occupies while it overlaps; alone, compute has all of it."""
+_SIMULATED: Final = 8  # micro-batches per rank that are simulated one by one
+OPTIMIZER_BYTES: Final = 30.0
+"""Bytes moved per parameter held: gradient 4 read, master 4 and two BF16 moments 4 read and written, BF16 weight 2 written, and
+the same gradient once more for its norm."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Seconds of one micro-batch on one stage, on all compute units: forward, backward (weight gradients included), weight gradients
+    alone, and the all-to-all of one direction."""
+
+    forward: float
+    backward: float
+    weight: float
+    communication: float
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """A predicted optimiser step. `phases` are seconds of the rank that works longest, and its bubble; they sum to `seconds`."""
+
+    seconds: float
+    optimizer: float
+    phases: dict[str, float]
+    exposed_communication: float
+    """Seconds in which that rank's compute waits for all-to-alls."""
+    chunks: tuple[Chunk, ...]
+    simulation: Simulation
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"step_seconds": self.seconds, "phases": dict(self.phases), "exposed_communication": self.exposed_communication}
+
+
+def chunk(config: ModelConfig, device: Hardware, layout: Layout, stage: int, seq_len: int, mtp: bool) -> Chunk:
+    """Costs of one stage. The last stage has the head, and the MTP modules with a use of the head each."""
+    layers = list(stage_layers(config, layout.num_stages)[stage])
+    last = stage == layout.num_stages - 1
+    modules = config.num_nextn_predict_layers if mtp and last else 0
+    layers += range(config.num_hidden_layers, config.num_hidden_layers + modules)
+    parameters = count(config)
+    weights = sum(_linear_weights(config, layer) for layer in layers)
+    gemm = 2.0 * weights * seq_len / (GEMM_EFFICIENCY * device.linear_peak)
+    attention = attention_flops_per_token(config, seq_len, len(layers)) * seq_len / (ATTENTION_EFFICIENCY * device.bf16)
+    plain = (parameters.embedding * (1 + modules) if last else 0) + modules * 2 * config.hidden_size**2
+    head = 2.0 * plain * seq_len / (ATTENTION_EFFICIENCY * device.bf16)
+    other = ELEMENTWISE_BYTES * config.hidden_size * len(layers) * seq_len / device.memory_bandwidth
+    logits = LOGIT_BYTES * config.vocab_size * (1 + modules) * seq_len / device.memory_bandwidth if last else 0.0
+    summed = GRADIENT_BYTES * plain / device.memory_bandwidth
+    moe = sum(config.is_moe(layer) for layer in layers)
+    sent = moe * seq_len * all_to_all_bytes(config, layout.ep, device.node_size)
+    forward = gemm + attention + head + logits / 2 + other / 3
+    backward = 2 * (gemm + head) + 3 * attention + logits / 2 + summed + other * 2 / 3  # attention's backward recomputes its scores
+    return Chunk(
+        forward, backward, gemm + head + summed, sent / device.scale_out if layout.ep > device.node_size else sent / device.scale_up
+    )
+
+
+def _linear_weights(config: ModelConfig, layer: int) -> int:
+    """Weights that one token meets in the Linears of a block."""
+    d = config.hidden_size
+    if not config.is_moe(layer):
+        return attention_weights(config) + 3 * d * config.intermediate_size
+    return attention_weights(config) + 3 * d * config.moe_intermediate_size * (config.num_experts_per_tok + config.n_shared_experts)
+
+
+@dataclass(frozen=True)
+class _StageCosts:
+    """The simulator's view of the chunks: alone a chunk's communication is exposed, in a pair the longer of the two is what counts."""
+
+    chunks: tuple[Chunk, ...]
+    send: float
+
+    def compute(self, op: Op) -> float:
+        one = self.chunks[op.stage]
+        return {"F": one.forward, "B": one.backward, "I": one.backward - one.weight, "W": one.weight}[op.kind]
+
+    def of(self, step: Step) -> float:
+        """Seconds of a step."""
+        compute = sum(map(self.compute, step))
+        sent = sum(self.chunks[op.stage].communication for op in step if op.kind != "W")
+        if len(step) == 2:
+            return PAIR_OVERHEAD * max(compute, sent) if sent else compute
+        return compute * (1 - COMMUNICATION_SMS) + sent if sent else compute
+
+
+def training_step(config: ModelConfig, device: Hardware, layout: Layout, seq_len: int, batch_sequences: int, mtp: bool = True) -> StepTime:
+    """Predicts one optimiser step of `batch_sequences` sequences; the layout must have passed `layout.check`."""
+    micro_batches = batch_sequences // layout.dp
+    chunks = tuple(chunk(config, device, layout, stage, seq_len, mtp) for stage in range(layout.num_stages))
+    send = pipeline_bytes(config, seq_len) / device.scale_out if layout.pp > 1 else 0.0
+    costs = _StageCosts(chunks, send)
+    simulated = min(micro_batches, _SIMULATED * layout.pp)
+    found = simulate(_schedule(layout, simulated), costs)
+    phases, exposed = _phases(found, costs)
+    seconds = found.seconds
+    if simulated < micro_batches:  # beyond the warm-up each further round costs the same
+        longer = simulate(_schedule(layout, simulated + 2 * layout.pp), costs)
+        rounds = (micro_batches - simulated) / (2 * layout.pp)
+        seconds += rounds * (longer.seconds - found.seconds)
+        more, more_exposed = _phases(longer, costs)
+        phases = {name: value + rounds * (more[name] - value) for name, value in phases.items()}
+        exposed += rounds * (more_exposed - exposed)
+    phases["optimizer"] = optimizer_seconds(config, device, layout, mtp)
+    return StepTime(seconds + phases["optimizer"], phases["optimizer"], phases, exposed, chunks, found)
+
+
+def _phases(found: Simulation, costs: _StageCosts) -> tuple[dict[str, float], float]:
+    """(seconds by phase, seconds of exposed communication) of the rank that works longest."""
+    slowest = max(range(len(found.events)), key=lambda rank: found.busy[rank])
+    phases = {"1F": 0.0, "1B": 0.0, "1W": 0.0, "1F1B": 0.0}
+    exposed = 0.0
+    for event in found.events[slowest]:
+        kind = "1F1B" if len(event.step) == 2 else {"F": "1F", "W": "1W"}.get(event.step[0].kind, "1B")
+        phases[kind] += event.end - event.start
+        exposed += max(0.0, event.end - event.start - sum(map(costs.compute, event.step)))
+    return {**phases, "bubble": found.bubble[slowest]}, exposed
+
+
+def _schedule(layout: Layout, micro_batches: int) -> Schedule:
+    """The layout's schedule; without a pipeline simply one micro-batch after the other."""
+    return SCHEDULES[layout.schedule if layout.pp > 1 else "1f1b"](layout.pp, micro_batches)
+
+
+def optimizer_seconds(config: ModelConfig, device: Hardware, layout: Layout, mtp: bool) -> float:
+    """Update of the sharded state and exchange over data parallelism: gradients reduced in FP32, new weights gathered in BF16.
+
+    Experts are replicated dp / ep times, everything else dp times; optimiser state is sharded over the replicas (ZeRO-1).
+    """
+    experts, rest = max(held_parameters(config, layout, mtp), key=sum)
+    replicas = layout.dp // layout.ep
+    moved = sum((4 + 2) * held * (n - 1) / n for held, n in ((experts, replicas), (rest, layout.dp)))
+    link = device.scale_out if layout.dp > device.node_size else device.scale_up
+    update = OPTIMIZER_BYTES * (experts / replicas + rest / layout.dp) / device.memory_bandwidth
+    return moved / link + update
+
+
+def held_parameters(config: ModelConfig, layout: Layout, mtp: bool = True) -> list[tuple[float, float]]:
+    """(routed-expert parameters, all others) on a device of each pipeline rank, both model copies of DualPipe included."""
+    parameters = count(config)
+    stages = stage_layers(config, layout.num_stages)
+    held: list[tuple[float, float]] = []
+    for stage, layers in enumerate(stages):
+        own = list(layers)
+        extra = parameters.embedding if stage == 0 else 0
+        if stage == layout.num_stages - 1:
+            modules = config.num_nextn_predict_layers if mtp else 0
+            own += range(config.num_hidden_layers, config.num_hidden_layers + modules)
+            extra += (parameters.head or parameters.embedding) + modules * (2 * config.hidden_size**2 + 3 * config.hidden_size)
+        moe = sum(config.is_moe(layer) for layer in own)
+        experts = moe * config.n_routed_experts * parameters.expert / layout.ep
+        dense = (len(own) - moe) * parameters.dense_ffn + moe * (config.n_shared_experts * parameters.expert + parameters.router)
+        held.append((experts, dense + len(own) * (parameters.attention + 2 * config.hidden_size) + extra))
+    return [(sum(held[stage][0] for stage in stages), sum(held[stage][1] for stage in stages)) for stages in rank_stages(layout)]
+
+
+def rank_stages(layout: Layout) -> list[list[int]]:
+    """Stages on each rank; DualPipe's second copy comes from the other end."""
+    if layout.pp == 1:
+        return [list(range(layout.num_stages))]
+    if layout.schedule == "dualpipe":
+        return [[rank, layout.pp - 1 - rank] for rank in range(layout.pp)]
+    if layout.schedule == "dualpipev":
+        return [[rank, 2 * layout.pp - 1 - rank] for rank in range(layout.pp)]
+    return [[rank] for rank in range(layout.pp)]
