@@ -185,7 +185,7 @@ class Generator:
         drafts = self._drafter.num_drafts if isinstance(self._drafter, MTPDrafter) else 0
         longest = max(s.num_prompt_tokens for s in self.sequences)
         most = max(s.max_length for s in self.sequences) + drafts
-        dtype = self.model.model.embed_tokens.weight.dtype
+        dtype = self.model.model.norm.weight.dtype  # of activations; the embedding may be kept narrower
         layers, config = self.model.config.num_hidden_layers + drafts, self.model.config
         capacity = min(most, longest + CHUNK_SIZE)
         return ContiguousCache(config, len(self.sequences), num_layers=layers, capacity=capacity, dtype=dtype, device=self._device)

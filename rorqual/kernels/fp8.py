@@ -64,7 +64,7 @@ def quantize(
         raise FormatError(f"scale_fmt ({scale_fmt!r}) is not known; use None, or 'ue8m0' for scales that are powers of two")
     values = values.detach()
     codes = torch.empty(values.shape, dtype=torch.float8_e4m3fn, device=values.device)
-    scales = torch.empty(scale_shape(*values.shape, block), dtype=torch.float32, device=values.device)
+    scales = torch.empty(scale_shape(values.shape[0], values.shape[1], block), dtype=torch.float32, device=values.device)
     if values.numel():
         bad = (native if native.reachable(values) else reference).fp8_quantize(values, block, scale_fmt == "ue8m0", codes, scales)
         if bad is not None:
