@@ -2,6 +2,8 @@
 
 rorqual generate runs/laptop "def fibonacci(n):"
 rorqual generate V2-Lite "The capital of France is" --temperature 0 --max-new-tokens 20 --stats
+rorqual generate DeepSeek-V3 "..." --weights fp8 --layers 0:4     # a part of a folder, weights kept in FP8
+rorqual generate --preset v3_671b --layers 0:4 --random "..."     # true shapes, random weights, nothing on disk
 """
 
 from __future__ import annotations
@@ -28,8 +30,21 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="rorqual generate", description="Continue a prompt with a model of the DeepSeek-V3 family and print the text as it comes."
     )
-    parser.add_argument("folder", type=Path, help="run folder (runs/NAME) or a folder with config.json, safetensors and tokenizer files")
-    parser.add_argument("prompt", help="text to continue; '-' reads it from standard input, '' starts a new document")
+    parser.add_argument(
+        "words", nargs="+", metavar="[FOLDER] PROMPT",
+        help="run folder (runs/NAME) or a folder with config.json, safetensors and tokenizer files; text to continue ('-' reads it from standard input, "
+        "'' starts a new document). With --preset the prompt alone.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--weights",
+        choices=("fp32", "bf16", "fp8"),
+        help="how weights are kept in memory (default: fp32; random ones fp8 where FP32 does not fit)",
+    )
+    parser.add_argument("--layers", metavar="A:B", help="only layers A to B-1 of the trunk")
+    parser.add_argument("--preset", metavar="NAME", help="with --random: the shapes of a published model")
+    parser.add_argument(
+        "--random", action="store_true", help="random weights, made in memory; the text means nothing, shapes and memory do"
+    )
     parser.add_argument(
         "--max-new-tokens", type=int, metavar="N", help=f"at most this many tokens (default: {DEFAULT_TOKENS}, or what fits)"
     )
@@ -50,14 +65,23 @@ def main(argv: list[str]) -> int:
         parser.error(f"--speculative ({args.speculative!r}) must be auto, off or a number of MTP modules")
     if args.max_new_tokens is not None and args.max_new_tokens < 1:
         parser.error(f"--max-new-tokens ({args.max_new_tokens}) must be at least 1")
-    prompt = _standard_input() if args.prompt == "-" else args.prompt
+    if (args.preset is None) == args.random:
+        parser.error("--preset and --random go together: a preset has no weights of its own")
+    if len(args.words) != (1 if args.preset else 2):
+        parser.error("give the prompt alone with --preset" if args.preset else "give a folder and a prompt")
+    from rorqual.cli.export import parse_layers
+
+    layers = parse_layers(args.layers)
+    prompt = _standard_input() if args.words[-1] == "-" else args.words[-1]
+    if args.preset:
+        return _random(args, layers, prompt)
 
     from rorqual.cli.model_folder import load_folder
     from rorqual.inference.generate import Generator
     from rorqual.inference.sampler import SamplingParams
 
     asked = SamplingParams(temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, seed=args.seed)
-    loaded = load_folder(args.folder, args.tokenizer)
+    loaded = load_folder(Path(args.words[0]), args.tokenizer, weights=args.weights or "fp32", layers=layers)
     for notice in loaded.notices:
         print(f"note: {notice}", file=sys.stderr)
     config = loaded.model.config
@@ -76,6 +100,41 @@ def main(argv: list[str]) -> int:
     sys.stdout.write("\n")
     if args.stats:
         print(_summary(loop.stats, loop.sequences[0].finish_reason or ""), file=sys.stderr)
+    return 0
+
+
+def _random(args: argparse.Namespace, layers: tuple[int, int] | None, prompt: str) -> int:
+    """True shapes, random weights: prints what was built, the continuation's ids, speed and peak memory."""
+    from rorqual.cli import partial
+
+    part = partial.plan_part(args.preset, layers, args.weights)
+    config = part.config
+    kept = "FP8" if part.fp8 else "FP32"
+    print(
+        f"{args.preset}: {config.num_hidden_layers} layers, width {config.hidden_size}, {part.num_bytes / 1e9:.1f} GB of random weights in {kept}",
+        file=sys.stderr,
+    )
+
+    from rorqual.inference.generate import Generator
+    from rorqual.inference.sampler import SamplingParams
+
+    ids = partial.byte_ids(prompt, config.vocab_size)
+    params = SamplingParams(
+        max_tokens=args.max_new_tokens or 8,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        seed=args.seed,
+        ignore_eos=True,
+    )
+    loop = Generator(partial.build_part(part, args.seed), [ids], params)
+    print(f"prompt: {len(ids)} ids, the text's UTF-8 bytes (a random model has no words)", file=sys.stderr)
+    while not loop.done:
+        for delta in loop.step():
+            sys.stdout.write("".join(f"{token} " for token in delta.token_ids))
+            sys.stdout.flush()
+    sys.stdout.write("\n")
+    print(f"{_summary(loop.stats, 'length')}; peak memory {partial.peak_bytes() / 1e9:.2f} GB", file=sys.stderr)
     return 0
 
 

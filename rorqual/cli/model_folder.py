@@ -23,13 +23,19 @@ class LoadedFolder:
     notices: list[str]
 
 
-def load_folder(source: Path, tokenizer_folder: Path | None = None) -> LoadedFolder:
-    """Reads model and tokenizer (its own, or the one named); CheckpointError or TokenizerError for a folder that is neither a run nor a model."""
+def load_folder(
+    source: Path, tokenizer_folder: Path | None = None, *, weights: str = "fp32", layers: tuple[int, int] | None = None
+) -> LoadedFolder:
+    """Reads model and tokenizer (its own, or the one named); CheckpointError or TokenizerError for a folder that is neither a run nor a model.
+
+    weights: "fp32", "bf16" or "fp8" (checkpoint.reader.load). layers: only this range of the trunk.
+    """
     if not (source / "config.json").is_file():
         what = "is not a folder" if not source.is_dir() else "has no config.json, so it is neither a run nor a model folder"
         raise CheckpointError(f"{source} {what}; give a run (runs/NAME) or a folder with config.json and safetensors files")
 
     from rorqual.checkpoint import hf, resume
+    from rorqual.cli.progress import bytes_bar
     from rorqual.tokenizer import bpe
 
     exported = source / "hf"
@@ -39,15 +45,19 @@ def load_folder(source: Path, tokenizer_folder: Path | None = None) -> LoadedFol
         newest = resume.latest(source / "checkpoints")
         if newest is None:
             raise CheckpointError(f"{source} is a run without a whole checkpoint yet; let it reach its first one")
+        if weights != "fp32" or layers is not None:
+            raise CheckpointError(f"{source} is a run without an export: its checkpoint is read in FP32 and whole; export it first")
         model, origin, notices = _of_checkpoint(source, newest), newest, []
     else:
         origin = exported if is_run else source
-        model, report = hf.load(origin)
+        with bytes_bar("loading") as progress:
+            model, report = hf.load(origin, weights=weights, layers=layers, progress=progress)
         notices = report.notices
-    folder = tokenizer_folder or next((place for place in [origin, *places] if (place / "tokenizer.json").is_file()), None)
+    kinds = ("tokenizer.json", "tiktoken.model")
+    folder = tokenizer_folder or next((place for place in [origin, *places] if any((place / kind).is_file() for kind in kinds)), None)
     if folder is None:
         raise CheckpointError(
-            f"{source} has no tokenizer.json; name the folder that has it with --tokenizer, for a run its data folder's tokenizer/"
+            f"{source} has no tokenizer.json and no tiktoken.model; name the folder that has it with --tokenizer, for a run its data folder's tokenizer/"
         )
     tokenizer = bpe.load(folder)
     if tokenizer.vocab_size > model.config.vocab_size:

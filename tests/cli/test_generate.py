@@ -15,6 +15,7 @@ from rorqual.checkpoint import hf
 from rorqual.cli import generate
 from rorqual.cli.main import main
 from rorqual.errors import ConfigError, DataError
+from rorqual.model.transformer import CausalLM
 from rorqual.tokenizer import bpe
 from tests.tiny import t0
 
@@ -27,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("generate")
     tokenizer = bpe.train(TEXTS, 300, root / "tokenizer")
     config = t0(vocab_size=320, initializer_range=0.1, bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id)
-    model = hf.CausalLM(config)
+    model = CausalLM(config)
     model.init_weights(1)
     return hf.export(model, root / "tokenizer", root / "model")
 
