@@ -60,6 +60,8 @@ def load(
     if weights is not None and weights not in WEIGHTS:
         raise CheckpointError(f"weights ({weights!r}) must be one of {', '.join(WEIGHTS)}")
     kept = weights == "fp8"
+    if kept and dtype != torch.float32:
+        raise CheckpointError(f"weights='fp8' computes in FP32; dtype ({dtype}) does not apply")
     if weights in ("fp32", "bf16"):
         dtype = torch.float32 if weights == "fp32" else torch.bfloat16
     with FolderSource(folder, layers=layers, mtp=mtp) as source:
@@ -77,7 +79,7 @@ def _empty_model(config: ModelConfig, device: torch.device, dtype: torch.dtype, 
     if kept:
         from rorqual.fp8.linear import empty_model
 
-        return empty_model(config, device, dtype)
+        return empty_model(config, device)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

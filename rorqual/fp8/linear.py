@@ -27,7 +27,18 @@ def _refuse_gradients(x: Tensor) -> None:
         raise ConfigError("weights kept in FP8 are for inference; load with weights='fp32' or 'bf16' to train")
 
 
-class Fp8Linear(Linear):
+class _KeepsScales(nn.Module):
+    """Codes and scales follow a model to a device and are never cast: a scale rounded to BF16 would change every value of its block."""
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        def move_only(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move_only, recurse)
+
+
+class Fp8Linear(_KeepsScales, Linear):
     """y = x W^T with W in E4M3 codes [o, i] and scales [p, q]."""
 
     def __init__(self, in_features: int, out_features: int, block: tuple[int, int]) -> None:
@@ -49,7 +60,7 @@ class Fp8Linear(Linear):
         return torch.nn.functional.linear(x, self.dense_weight().to(x.dtype))
 
 
-class Fp8GroupedLinear(GroupedLinear):
+class Fp8GroupedLinear(_KeepsScales, GroupedLinear):
     """One FP8 matrix per expert, codes [e, o, i], scales [e, parts, p, q]; `parts` matrices of o / parts rows each are stacked."""
 
     def __init__(self, num_groups: int, in_features: int, out_features: int, block: tuple[int, int], parts: int = 1) -> None:
@@ -105,21 +116,16 @@ class Fp8CausalLM(CausalLM):
         return torch.cat(parts, dim=-1)
 
 
-def empty_model(config: ModelConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> CausalLM:
-    """A model whose Linears have FP8 storage, uninitialised; `dtype` is that of norms and of eh_proj.
+def empty_model(config: ModelConfig, device: torch.device | str = "cpu") -> CausalLM:
+    """A model whose Linears have FP8 storage, uninitialised; it computes in FP32.
 
     config.quantization_config gives the block size (ConfigError without it). No weight is allocated in another dtype on the way.
     """
     block = fp8_block_size(config)
     if block is None:
         raise ConfigError("the configuration has no quantization_config; weights can be kept in FP8 only where it gives a block size")
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device("meta"):
-            model = Fp8CausalLM(config)
-    finally:
-        torch.set_default_dtype(before)
+    with torch.device("meta"):
+        model = Fp8CausalLM(config)
     with torch.device(device):
         _swap(model, block)
     for module in model.modules():
@@ -179,7 +185,7 @@ def fill_random(model: CausalLM, seed: int = 0, std: float = 0.006) -> None:
             flat = module.codes.view(-1)
             whole = flat[: len(flat) // 8 * 8].view(torch.int64)
             for at in range(0, len(whole), 1 << 23):
-                whole[at : at + (1 << 23)].random_(generator=generator)
+                whole[at : at + (1 << 23)].random_(-(2**63), None, generator=generator)
             flat[len(flat) // 8 * 8 :].random_(0, 256, generator=generator)
             for at in range(0, len(flat), 1 << 26):
                 part = flat[at : at + (1 << 26)]

@@ -19,7 +19,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
 from rorqual.errors import MissingExtraError, TokenizerError
-from rorqual.tokenizer import special
+from rorqual.tokenizer import ranks, special
 
 PROBES = (
     "How are you doing?",
@@ -234,9 +234,15 @@ def train(texts: Iterable[str], vocab_size: int, path: str | Path) -> Tokenizer:
 
 
 def load(path: str | Path) -> Tokenizer:
-    """Load a tokenizer.json, or the one in a folder, by its content, and prove the round trip. Raises TokenizerError."""
+    """Load a tokenizer.json, or a folder's (else its tiktoken.model), by its content, and prove the round trip. Raises TokenizerError."""
     path = Path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
+    if path.is_dir() and not file.exists() and (path / ranks.FILE).exists():
+        text, found = ranks.tokenizer_json(path, byte_alphabet())
+        try:
+            return Tokenizer(text, found)
+        except TokenizerError as error:
+            raise TokenizerError(f"{path / ranks.FILE}: {error}") from error
     try:
         content = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -72,6 +72,17 @@ def test_training_is_refused() -> None:
         layer(torch.ones(1, 4, requires_grad=True))
 
 
+def test_no_cast_touches_codes_or_scales(tmp_path: Path) -> None:
+    folder = members.write(tmp_path / "fp8", "v3_671b")
+    kept, _ = hf.load(folder, weights="fp8")
+    layer = kept.model.layers[3].mlp.experts.down_proj
+    codes, scales = layer.codes.clone(), layer.scale_inv.clone()
+    kept.to(torch.bfloat16)
+    assert torch.equal(layer.codes, codes) and torch.equal(layer.scale_inv, scales)
+    with pytest.raises(CheckpointError, match="computes in FP32"):
+        hf.load(folder, weights="fp8", dtype=torch.bfloat16)
+
+
 def test_plain_folders_are_refused(tmp_path: Path) -> None:
     folder = members.write(tmp_path / "bf16", "v2_lite_16b")
     with pytest.raises(CheckpointError, match="is not in FP8"):
@@ -99,6 +110,7 @@ def test_random_weights_are_finite_and_of_the_size_asked_for() -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
     weight = model.model.layers[3].mlp.experts.gate_up_proj.expert_weight(0)
     assert weight.isfinite().all() and 0.004 < weight.std().item() < 0.008
+    assert all(abs((weight[:, column] < 0).float().mean().item() - 0.5) < 0.2 for column in range(16))
     with torch.no_grad():
         assert model.logits(model(IDS).hidden).isfinite().all()
 
