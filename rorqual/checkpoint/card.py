@@ -64,6 +64,8 @@ def read_licence(path: Path) -> Licence:
         if re.search(r"DEEPSEEK\s+(MODEL\s+)?LICEN[SC]E", text, re.IGNORECASE):
             return Licence(DEEPSEEK, DEEPSEEK_TERMS, files)
     for text in texts:
+        if re.search(r"\bmodified\s+MIT\b", text, re.IGNORECASE):
+            return Licence("Modified MIT", (), files)
         if re.search(r"\bMIT Licen[sc]e\b", text, re.IGNORECASE):
             return Licence(MIT, (), files)
     if files:

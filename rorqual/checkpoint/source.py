@@ -179,6 +179,13 @@ class FolderSource:
         entry = self._entries[stored]
         return np.asarray(self._map(entry.file)[entry.begin : entry.end])
 
+    def release(self, stored: str) -> None:
+        """Gives the pages of a tensor back to the system."""
+        entry = self._entries[stored]
+        self._last = entry.file, entry.begin, entry.end
+        self._give_back()
+        self._last = None
+
     def stored_names(self) -> Iterable[str]:
         """Every name of the folder, scales and copies included."""
         return self._entries

@@ -48,13 +48,36 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--layout", choices=sorted(_LAYOUTS), help="tensors and bytes as this layout would have them (default: the source's own)"
     )
+    parser.add_argument("--verify", action="store_true", help="also read every byte: find values that are not numbers")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     args = parser.parse_args(argv)
+    if args.verify and (args.preset or not Path(args.source or "").is_dir()):
+        parser.error("--verify needs a folder")
     if (args.source is None) == (args.preset is None):
         parser.error("give a folder, a config.json, or --preset NAME (one of them)")
     report = describe_preset(args.preset, args.layout) if args.preset else describe_path(Path(args.source), args.layout)
-    print(json.dumps(report, indent=2) if args.json else _text(report))
-    return 1 if report.get("folder") and (report["folder"]["missing"] or report["folder"]["different"]) else 0
+    if args.verify:
+        report["verified"] = _verified(_model_path(Path(args.source)))
+    print(json.dumps(report, indent=2) if args.json else _text(report) + _verified_text(report.get("verified")))
+    wrong = report.get("folder") and (report["folder"]["missing"] or report["folder"]["different"])
+    return 1 if wrong or (report.get("verified") or {}).get("bad") else 0
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    from rorqual.checkpoint.verify import verify
+    from rorqual.cli.progress import bytes_bar
+
+    with bytes_bar("reading") as progress:
+        found = verify(path, progress)
+    return {"tensors": found.tensors, "bytes": found.num_bytes, "seconds": found.seconds, "bad": found.bad}
+
+
+def _verified_text(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    wrong = ", ".join(f"{clean(name)} ({count} values)" for name, count in list(found["bad"].items())[:_SHOWN])
+    verdict = f"not numbers in {len(found['bad'])} tensors: {wrong}" if wrong else "every value is a number"
+    return f"\nverified: {grouped(found['tensors'])} tensors, {size(found['bytes'])} read in {found['seconds']:.2f} s; {verdict}"
 
 
 # ---------------------------------------------------------------------- what is shown

@@ -16,6 +16,7 @@ from rorqual.presets import preset
         ({}, card.NOT_RECORDED),
         ({"README.md": "---\nlicense: apache-2.0\n---\n# Model"}, "apache-2.0"),
         ({"LICENSE": "MIT License\n\nCopyright"}, card.MIT),
+        ({"LICENSE": "Modified MIT License\n"}, "Modified MIT"),
         ({"LICENSE-MODEL": "DEEPSEEK LICENSE AGREEMENT\nVersion 1.0", "LICENSE-CODE": "MIT License"}, card.DEEPSEEK),
         ({"LICENSE": "Some other text"}, "see LICENSE"),
         ({"LICENSE": b"\xff\xfe\x00"}, "see LICENSE"),
