@@ -20,8 +20,7 @@ from rorqual.errors import RorqualError
 VERBS: dict[str, tuple[str, ...]] = {
     "The whole recipe": ("run",),
     "Step by step": ("data build", "tokenizer train", "pretrain", "generate", "export"),
-    "Look": ("inspect", "doctor"),
-    "Reckon": ("plan", "simulate"),
+    "Look and reckon": ("inspect", "doctor", "plan", "simulate"),
 }
 
 

@@ -22,19 +22,7 @@ from torch import Tensor
 from rorqual.errors import NonFiniteError
 from rorqual.inference.params import GREEDY_BELOW, SamplingParams
 
-__all__ = [
-    "GREEDY_BELOW",
-    "Draw",
-    "Drawn",
-    "SamplingParams",
-    "TokenLogprobs",
-    "draw",
-    "key",
-    "sample",
-    "scores",
-    "token_logprobs",
-    "uniform",
-]
+__all__ = ["Draw", "Drawn", "GREEDY_BELOW", "SamplingParams", "TokenLogprobs", "draw", "key", "sample", "scores", "token_logprobs", "uniform"]
 
 
 def key(seed: int, choice: int, position: int, purpose: str) -> int:
