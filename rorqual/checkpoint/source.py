@@ -170,9 +170,10 @@ class FolderSource:
         used = {self.stored_name(name) for name in self.names()}
         used |= {self._scales[self._origin(name)] for name in self.names() if self._origin(name) in self._scales}
         copies = [stored for stored in self.repeated if self.config.num_nextn_predict_layers or not stored.startswith("model.layers.")]
-        loaded = [*used, *(name for name in copies if name not in used)]
-        left = [name for name in self._entries if name not in set(loaded)]
-        return Accounts(sorted(loaded, key=list(self._entries).index), left, list(self._found.missing))
+        used.update(copies)
+        loaded = [name for name in self._entries if name in used]
+        left = [name for name in self._entries if name not in used]
+        return Accounts(loaded, left, list(self._found.missing))
 
     def raw(self, stored: str) -> NDArray[np.uint8]:
         """All bytes of a tensor of the folder, by its own name."""

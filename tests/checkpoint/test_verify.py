@@ -57,3 +57,11 @@ def test_the_largest_numbers_are_numbers(tmp_path: Path) -> None:
                 value.fill_(torch.finfo(torch.bfloat16).max)
         safetensors.torch.save_file(table, file)
     assert verify(folder).ok
+
+
+def test_an_extra_tensor_of_another_dtype_is_read_and_no_fault(tmp_path: Path) -> None:
+    folder = members.write(tmp_path / "v3", "v3_671b", shards=1)
+    table = safetensors.torch.load_file(folder / "model.safetensors")
+    safetensors.torch.save_file({**table, "model.extra": torch.arange(5)}, folder / "model.safetensors")
+    found = verify(folder)
+    assert found.ok and found.tensors == len(table) + 1
