@@ -38,6 +38,7 @@ bench: $(PEERS) ## print the benchmarks' figures, one JSON object a line
 	@for config in nano micro; do $(PY) benchmarks/train.py --config $$config --peer transformers || exit 1; done
 	@$(PY) benchmarks/experts.py
 	@$(PY) benchmarks/startup.py
+	@$(PY) benchmarks/checkpoints.py
 
 clean: ## remove .venv, caches and build products; runs/ stays
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
