@@ -94,9 +94,10 @@ class Engine:
         config = model.config
         self.auto = speculative == "auto"
         depth = config.num_nextn_predict_layers
-        self.num_drafts = min(1, depth) if speculative == "auto" else speculative
-        if not isinstance(self.num_drafts, int) or self.num_drafts < 0:
+        drafts = min(1, depth) if speculative == "auto" else speculative
+        if not isinstance(drafts, int) or drafts < 0:
             raise ConfigError(f"speculative ({speculative!r}) must be 'auto' or a number of drafts of at least 0")
+        self.num_drafts: int = drafts
         if self.num_drafts and not depth:
             raise ConfigError(f"speculative ({speculative}) needs an MTP module, and this model has none; use 0 or 'auto'")
         self._vocab_limit = vocab_limit if vocab_limit is not None else (tokenizer.vocab_size if tokenizer is not None else None)

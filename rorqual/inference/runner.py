@@ -46,7 +46,7 @@ class Runner:
 
     def catch_up(self, sequences: list[Sequence]) -> None:
         """Runs the MTP modules over the positions whose following tokens are known; the chunks of a prompt."""
-        ready = [(s, min(_seen(s), len(s.tokens) - self.modules)) for s in sequences]
+        ready = [(s, min(_seen(s) - 1, len(s.tokens) - self.modules)) for s in sequences]  # the newest state is `propose`'s
         ready = [(s, end) for s, end in ready if end > s.draft_start]
         for numbers in _by_width(end - s.draft_start for s, end in ready):
             self._modules([ready[number][0] for number in numbers], ready[numbers[0]][1] - ready[numbers[0]][0].draft_start, 0)
