@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--weights",
         choices=("fp32", "bf16", "fp8"),
-        help="how weights are kept in memory (default: fp32; random ones fp8 where FP32 does not fit)",
+        help="how weights are kept in memory (default: fp32 where it fits, else as the folder has them)",
     )
     parser.add_argument("--layers", metavar="A:B", help="only layers A to B-1 of the trunk")
     parser.add_argument("--preset", metavar="NAME", help="with --random: the shapes of a published model")
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
     from rorqual.inference.sampler import SamplingParams
 
     asked = SamplingParams(temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, seed=args.seed)
-    loaded = load_folder(Path(args.words[0]), args.tokenizer, weights=args.weights or "fp32", layers=layers)
+    loaded = load_folder(Path(args.words[0]), args.tokenizer, weights=args.weights, layers=layers)
     for notice in loaded.notices:
         print(f"note: {notice}", file=sys.stderr)
     config = loaded.model.config

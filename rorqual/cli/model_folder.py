@@ -24,11 +24,12 @@ class LoadedFolder:
 
 
 def load_folder(
-    source: Path, tokenizer_folder: Path | None = None, *, weights: str = "fp32", layers: tuple[int, int] | None = None
+    source: Path, tokenizer_folder: Path | None = None, *, weights: str | None = None, layers: tuple[int, int] | None = None
 ) -> LoadedFolder:
     """Reads model and tokenizer (its own, or the one named); CheckpointError or TokenizerError for a folder that is neither a run nor a model.
 
-    weights: "fp32", "bf16" or "fp8" (checkpoint.reader.load). layers: only this range of the trunk.
+    weights: "fp32", "bf16" or "fp8" (checkpoint.reader.load); None is FP32 where that fits into memory, else the folder's own dtype, with a
+    notice. layers: only this range of the trunk.
     """
     if not (source / "config.json").is_file():
         what = "is not a folder" if not source.is_dir() else "has no config.json, so it is neither a run nor a model folder"
@@ -45,14 +46,15 @@ def load_folder(
         newest = resume.latest(source / "checkpoints")
         if newest is None:
             raise CheckpointError(f"{source} is a run without a whole checkpoint yet; let it reach its first one")
-        if weights != "fp32" or layers is not None:
+        if weights not in (None, "fp32") or layers is not None:
             raise CheckpointError(f"{source} is a run without an export: its checkpoint is read in FP32 and whole; export it first")
         model, origin, notices = _of_checkpoint(source, newest), newest, []
     else:
         origin = exported if is_run else source
+        chosen, why = (weights, []) if weights else fitting_weights(origin, layers)
         with bytes_bar("loading") as progress:
-            model, report = hf.load(origin, weights=weights, layers=layers, progress=progress)
-        notices = report.notices
+            model, report = hf.load(origin, weights=chosen, layers=layers, progress=progress)
+        notices = why + report.notices
     kinds = ("tokenizer.json", "tiktoken.model")
     folder = tokenizer_folder or next((place for place in [origin, *places] if any((place / kind).is_file() for kind in kinds)), None)
     if folder is None:
@@ -65,6 +67,22 @@ def load_folder(
             f"{folder} has token ids up to {tokenizer.vocab_size - 1}, the model's embedding ends at {model.config.vocab_size - 1}; this tokenizer belongs to another model"
         )
     return LoadedFolder(model, tokenizer, origin, notices)
+
+
+def fitting_weights(folder: Path, layers: tuple[int, int] | None = None) -> tuple[str, list[str]]:
+    """("fp32", nothing) where an FP32 copy of the folder fits into the memory that is free, else how it is stored and a remark."""
+    from rorqual.checkpoint.source import FolderSource
+    from rorqual.cli.partial import RESERVE, available_bytes
+    from rorqual.planner.inventory import inventory
+
+    free = available_bytes()
+    with FolderSource(folder, layers=layers) as source:
+        plain = source.config.with_(quantization_config=None)
+        need = sum(one.bytes for one in inventory(plain, "F32"))
+        if free is None or need + RESERVE <= free or source.dtype("model.norm.weight") == "F32":
+            return "fp32", []
+        kept = "fp8" if source.config.quantization_config is not None else "bf16"
+    return kept, [f"weights take {need / 1e9:.1f} GB in FP32, {free / 1e9:.1f} GB are free: kept as {kept}"]
 
 
 def _of_checkpoint(run: Path, checkpoint: Path) -> CausalLM:

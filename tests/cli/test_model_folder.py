@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from rorqual.checkpoint import hf, resume
+from rorqual.cli import model_folder
 from rorqual.cli.model_folder import load_folder
 from rorqual.errors import CheckpointError, TokenizerError
 from rorqual.recipes.laptop import laptop
 from rorqual.tokenizer import bpe
+from tests.checkpoint import members
 from tests.checkpoint.folders import build, same
 from tests.tiny import t0
 
@@ -82,3 +84,14 @@ def test_a_folder_without_a_tokenizer_takes_the_one_named_and_without_or_with_a_
     (bare / "tokenizer.json").write_text("{}")
     with pytest.raises(TokenizerError):
         load_folder(bare)
+
+
+@pytest.mark.parametrize(("name", "kept"), [("v3_671b", "fp8"), ("moonlight_16b", "bf16")])
+def test_what_does_not_fit_in_fp32_is_kept_as_it_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kept: str) -> None:
+    folder = members.write(tmp_path / name, name)
+    assert model_folder.fitting_weights(folder) == ("fp32", [])
+    monkeypatch.setattr("rorqual.cli.partial.available_bytes", lambda: 1_500_000_000)
+    chosen, why = model_folder.fitting_weights(folder)
+    assert chosen == kept and "GB in FP32" in why[0]
+    loaded = model_folder.load_folder(folder)
+    assert any(kept in notice for notice in loaded.notices) and loaded.tokenizer.vocab_size > 256
