@@ -94,6 +94,15 @@ class BlockPool:
             parent = own
         return blocks, parent
 
+    def forget(self) -> None:
+        """Makes no block findable any more; what idle ones held is given up."""
+        self._known.clear()
+        self._content.clear()
+        for block in self._idle:
+            self._freed(block)
+        self._empty.extend(self._idle)
+        self._idle.clear()
+
     @staticmethod
     def _hash(parent: int, ids: tuple[int, ...]) -> int:
         return hash((parent, ids))

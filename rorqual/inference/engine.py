@@ -168,6 +168,12 @@ class Engine:
                 sequence.finish_reason = "abort"
                 self.scheduler.remove(sequence)
 
+    def reset_prefix_cache(self) -> None:
+        """Forgets cached prefixes, as a change of the weights requires; ConfigError while requests are unfinished."""
+        if self.has_work:
+            raise ConfigError(f"{len(self._requests)} requests are unfinished; finish or abort them before the prefix cache is reset")
+        self.pool.forget()
+
     @torch.no_grad()
     def step(self) -> list[StepOutput]:
         """One forward for what is due; the new tokens of each choice that got any, and the end of those that ran out of time."""

@@ -64,18 +64,17 @@ class LLM:
             model, self.tokenizer, speculative=speculative, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
             memory=memory,
         )  # fmt: skip
-        self._calls = 0
+        self._calls, self._keeps_prefixes = 0, True
 
     @classmethod
     def from_model(
         cls, model: CausalLM, tokenizer: Tokenizer | None = None, *, speculative: str | int = "auto", max_num_seqs: int = 64
     ) -> LLM:
-        """Over a model in memory; its weights are read at every step, but entries of cached prefixes are not: make a new LLM
-        after training has changed them."""
+        """Over a model in memory, whose weights may change between two calls: no cached prefix outlives a call."""
         made = cls.__new__(cls)
         made.tokenizer = tokenizer
         made.engine = Engine(model, tokenizer, speculative=speculative, max_num_seqs=max_num_seqs)
-        made._calls = 0
+        made._calls, made._keeps_prefixes = 0, False
         return made
 
     def generate(
@@ -91,6 +90,8 @@ class LLM:
             raise ConfigError(f"{len(each)} sampling parameters for {len(listed)} prompts; give one for all, or one each")
         ids = [self._encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in listed]
         self._calls += 1
+        if not self._keeps_prefixes:
+            self.engine.reset_prefix_cache()
         names = [f"{self._calls}-{number}" for number in range(len(listed))]
         answers = {(name, choice): _Answer() for name, p in zip(names, each, strict=True) for choice in range(p.n)}
         try:
@@ -146,6 +147,7 @@ class _Answer:
         reason: str | None,
         prompt_logprobs: list[TokenLogprobs | None] | None,
     ) -> None:
+        """Takes what a step gave."""
         self.token_ids += ids
         if logprobs is not None:
             self.logprobs = (self.logprobs or []) + logprobs

@@ -137,3 +137,10 @@ def test_refusals():
         Engine(build(num_nextn_predict_layers=0), speculative=1)
     with pytest.raises(DataError, match="cache slots"):
         Engine(model, num_blocks=1).add_request("a", prompt(10), SHORT)
+
+
+def test_speculation_switched_on_and_off_half_way(monkeypatch):
+    engine = Engine(_model(2), speculative=2, num_blocks=80, poison=True)
+    turns = iter(range(1000))
+    monkeypatch.setattr(engine, "_speculates_now", lambda: next(turns) % 5 < 2)
+    assert run(engine, PROMPTS, SAMPLED) == _wanted(2, True)

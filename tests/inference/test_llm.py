@@ -71,3 +71,11 @@ def test_refusals():
     with pytest.raises(ConfigError, match="2 sampling parameters for 1 prompts"):
         llm.generate([5], [SHORT, SHORT])
     assert llm.generate([5], SHORT)[0].outputs[0].text == ""
+
+
+def test_weights_that_change_between_two_calls_count():
+    model = agreeing()
+    llm = LLM.from_model(model)
+    llm.generate(prompt(40), SHORT)
+    model.init_weights(9)
+    assert llm.generate(prompt(40), SHORT)[0].outputs[0].token_ids == generate(model, [prompt(40)], SHORT).completions[0].token_ids
