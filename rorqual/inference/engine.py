@@ -75,6 +75,7 @@ class Engine:
     num_blocks: blocks of 16 tokens, or `memory` bytes of cache (default: what max_num_seqs full contexts need, at most 512 MiB).
     speculative: "auto" (one draft where the model has an MTP module, switched off while it does not pay), 0, or k drafts.
     vocab_limit: ids from there up are never sampled (default: the tokenizer's size). poison: test mode, free slots hold NaN.
+    compiled: False keeps to PyTorch where the compiled decode step would run.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Engine:
         vocab_limit: int | None = None,
         queue_limit: int | None = None,
         poison: bool = False,
+        compiled: bool = True,
     ) -> None:
         config = model.config
         self.auto = speculative == "auto"
@@ -115,7 +117,7 @@ class Engine:
         self.scheduler = Scheduler(
             self.pool, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, queue_limit=queue_limit
         )
-        self.runner = Runner(model, self.storage, self.num_drafts, self._vocab_limit)
+        self.runner = Runner(model, self.storage, self.num_drafts, self._vocab_limit, compiled=compiled)
         self._requests: dict[str, list[Sequence]] = {}
         self._arrivals = 0
         self._counts = EngineStats()
@@ -276,7 +278,7 @@ class Engine:
         out: list[StepOutput] = []
         counts = {one: one.end - one.sequence.computed for one in work}
         if ready:
-            logits = self.model.logits(torch.cat([states[-1 - len(one.drafts) :] for one, states in ready]))
+            logits = self.runner.logits(torch.cat([states[-1 - len(one.drafts) :] for one, states in ready]))
             drawn = draw(logits, [d for one, _ in ready for d in self._draws(one)], self._vocab_limit)
             tokens, place = drawn.tokens.tolist(), 0
             for one, _ in ready:
@@ -353,6 +355,6 @@ class Engine:
         first = len(s.prompt_logprobs)  # a prompt that is read again after preemption is not counted twice
         last = min(one.end, s.num_prompt_tokens - 1)
         if last >= first and s.computed <= first - 1:
-            logits = self.model.logits(states[first - 1 - s.computed : last - s.computed])
+            logits = self.runner.logits(states[first - 1 - s.computed : last - s.computed])
             following = s.tokens[first : last + 1]
             s.prompt_logprobs += token_logprobs(logits, following, [wanted] * len(following), self._vocab_limit)

@@ -1,7 +1,9 @@
 """Runs a step's work through the model over the paged cache: the trunk, the MTP modules, the head.
 
-Pieces of equal width run together, so nothing is padded. Attention chooses its form by the number of query positions (model.mla):
-expanded for chunks, absorbed for a few rows. Shape letters: s positions, m model width, k drafts.
+Decode rows, drafts and short ends of prompts go through the compiled step (kernels.decode) where it takes the model: all of them in one
+flat batch, each row's result independent of the others to the bit. Longer chunks, and every piece without the compiled step, run
+through the model's own modules, pieces of equal width together, so nothing is padded; attention chooses its form by the number of
+query positions (model.mla): expanded for chunks, absorbed for a few rows. Shape letters: n rows, s positions, m model width, k drafts.
 """
 
 from __future__ import annotations
@@ -14,21 +16,50 @@ from torch import Tensor
 from rorqual.inference.paged import PagedStorage, PagedView
 from rorqual.inference.sampler import sample
 from rorqual.inference.scheduler import Sequence, Work
+from rorqual.kernels import decode
 from rorqual.model.transformer import CausalLM
+
+COMPILED_WIDTH = 16
+"""Positions of one sequence up to which a piece of work is given to the compiled step; longer ones are GEMMs' business."""
 
 
 class Runner:
-    """`num_drafts` guesses per sequence come from the model's MTP modules; beyond their number the last one runs on its own states."""
+    """`num_drafts` guesses per sequence come from the model's MTP modules; beyond their number the last one runs on its own states.
 
-    def __init__(self, model: CausalLM, storage: PagedStorage, num_drafts: int = 0, vocab_limit: int | None = None) -> None:
+    `compiled` False keeps to the model's modules; `why_not` says why the compiled step is not used, None where it is.
+    """
+
+    def __init__(
+        self, model: CausalLM, storage: PagedStorage, num_drafts: int = 0, vocab_limit: int | None = None, *, compiled: bool = True
+    ) -> None:
         self.model, self.storage, self._vocab_limit = model, storage, vocab_limit
         self.modules = min(num_drafts, model.config.num_nextn_predict_layers)
         self._device = model.head_weight.device
+        self._step: decode.DecodeStep | None = None
+        self.why_not: str | None = "switched off"
+        if compiled and storage.values.dtype == torch.float32:
+            tensors = {name: value.detach() for name, value in model.state_dict().items()}
+            self.why_not = decode.usable(model.config, tensors)
+            if self.why_not is None:
+                self._step = decode.DecodeStep(model.config, tensors, model.rope.inv_freq, model.rope.amplitude, model.rope.softmax_scale)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The head on rows of states."""
+        if self._step is not None and len(hidden) <= 4 * COMPILED_WIDTH:
+            return self._step.logits(hidden)
+        return self.model.logits(hidden)
 
     def trunk(self, work: list[Work]) -> list[Tensor]:
         """States [s m] after the final norm for each piece of work, in its order; writes the trunk's entries."""
         out: list[Tensor] = [torch.empty(0)] * len(work)
-        for numbers in _by_width(one.end + len(one.drafts) - one.sequence.computed for one in work):
+        widths = [one.end + len(one.drafts) - one.sequence.computed for one in work]
+        short = [number for number, width in enumerate(widths) if self._step is not None and width <= COMPILED_WIDTH]
+        if short:
+            for number, states in zip(short, self._compiled_trunk([work[number] for number in short]), strict=True):
+                out[number] = states
+        rest = [number for number in range(len(work)) if number not in set(short)]
+        for group_of_rest in _by_width(widths[number] for number in rest):
+            numbers = [rest[place] for place in group_of_rest]
             group = [work[number] for number in numbers]
             ids = [[*one.sequence.tokens[one.sequence.computed : one.end], *one.drafts] for one in group]
             positions = self._positions([one.sequence.computed for one in group], len(ids[0]))
@@ -37,6 +68,35 @@ class Runner:
             for number, states in zip(numbers, hidden, strict=True):
                 out[number] = states
         return out
+
+    def _compiled_trunk(self, work: list[Work]) -> list[Tensor]:
+        assert self._step is not None
+        ids: list[int] = []
+        positions: list[int] = []
+        counts = []
+        for one in work:
+            rows = [*one.sequence.tokens[one.sequence.computed : one.end], *one.drafts]
+            ids += rows
+            positions += range(one.sequence.computed, one.sequence.computed + len(rows))
+            counts.append(len(rows))
+        tables = self._tables([one.sequence for one in work], counts)
+        hidden = self._step.trunk(self._tensor(ids), self._tensor(positions), tables, self.storage.values)
+        return list(hidden.split(counts))
+
+    def _mtp(self, index: int, group: list[Sequence], hidden: Tensor, ids: list[list[int]], positions: Tensor) -> Tensor:
+        """One MTP module on states [b s m]."""
+        if self._step is None or hidden.shape[1] > COMPILED_WIDTH:
+            return self.model.mtp_hidden(index, hidden, self._tensor(ids), positions, self._view(group, positions))
+        width = hidden.shape[1]
+        tables = self._tables(group, [width] * len(group))
+        flat = self._step.mtp(index, hidden.flatten(0, 1), self._tensor(ids).flatten(), positions.flatten(), tables, self.storage.values)
+        return flat.view(hidden.shape)
+
+    def _tables(self, group: list[Sequence], counts: list[int]) -> Tensor:
+        """Block table of every row."""
+        longest = max(len(s.blocks) for s in group)
+        tables = self._tensor([s.blocks + s.blocks[-1:] * (longest - len(s.blocks)) for s in group])
+        return tables.repeat_interleave(self._tensor(counts), dim=0)
 
     def observe(self, sequence: Sequence, hidden: Tensor) -> None:
         """Takes the states of the next positions of one sequence for the drafter."""
@@ -73,10 +133,10 @@ class Runner:
                 ids = [tokens[-1:] for tokens in known]
             else:
                 ids = [tokens[module : module + width] for tokens in known]
-            hidden = self.model.mtp_hidden(index, hidden, self._tensor(ids), positions, self._view(group, positions))
+            hidden = self._mtp(index, group, hidden, ids, positions)
             if num_drafts:
                 places = [start + width + 1 + module for start in starts]
-                logits = self.model.logits(hidden[:, -1])
+                logits = self.logits(hidden[:, -1])
                 drawn = sample(logits, [s.params for s in group], [s.choice for s in group], places, self._vocab_limit).tolist()
                 for tokens, guess, token in zip(known, guesses, drawn, strict=True):
                     tokens.append(token)

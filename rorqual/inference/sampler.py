@@ -22,7 +22,19 @@ from torch import Tensor
 from rorqual.errors import NonFiniteError
 from rorqual.inference.params import GREEDY_BELOW, SamplingParams
 
-__all__ = ["Draw", "Drawn", "GREEDY_BELOW", "SamplingParams", "TokenLogprobs", "draw", "key", "sample", "scores", "token_logprobs", "uniform"]
+__all__ = [
+    "Draw",
+    "Drawn",
+    "GREEDY_BELOW",
+    "SamplingParams",
+    "TokenLogprobs",
+    "draw",
+    "key",
+    "sample",
+    "scores",
+    "token_logprobs",
+    "uniform",
+]
 
 
 def key(seed: int, choice: int, position: int, purpose: str) -> int:

@@ -1,4 +1,4 @@
-"""Compiles native.cpp and fp8.cpp at first use into the user's cache, keyed by source, compiler and instruction set.
+"""Compiles the C++ files at first use into the user's cache, keyed by source, compiler and instruction set.
 
 The object takes OpenMP's symbols from the library that torch has already loaded, so that both share one pool of threads.
 Linking a second OpenMP runtime would make two pools fight for the cores.
@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCES = [Path(__file__).with_name(name) for name in ("native.cpp", "fp8.cpp")]
+SOURCES = [Path(__file__).with_name(name) for name in ("native.cpp", "fp8.cpp", "decode.cpp")]
 _FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
 
 

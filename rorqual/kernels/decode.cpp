@@ -1,0 +1,368 @@
+// One decode step of a DeepSeek-V3-family model: whole blocks, norm to residual, for a few rows over a paged latent cache
+// (report sections 2.1.1 and 2.1.2). FP32. One parallel region a call; weights are read once for all rows of a tile.
+//
+// A row's sums never depend on which or how many other rows there are: every dot product runs over its elements in the same
+// order in 16 lanes, whatever the tile, and rows share nothing else. Threads split outputs, never sums.
+// Letters: n rows, m model width, h heads, d width of a head without rotation, r rotary width, c latent width, v value width.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+constexpr int LANES = 16;
+typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));
+
+inline lanes load(const float* p) {
+    lanes x;
+    std::memcpy(&x, p, sizeof x);
+    return x;
+}
+
+inline float total(lanes x) {
+    float sum = 0.0f;
+    for (int width = LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) x[i] += x[i + width];
+    sum = x[0];
+    return sum;
+}
+
+// y[row][out] for R rows and O outputs: R * O sums in registers, each in the same order
+template <int R, int O>
+inline void tile(const float* const* x, const float* w, long k, float* const* y, long out) {
+    lanes sum[R][O];
+    for (int r = 0; r < R; r++)
+        for (int o = 0; o < O; o++) sum[r][o] = lanes{};
+    long i = 0;
+    for (; i + LANES <= k; i += LANES) {
+        lanes weight[O];
+        for (int o = 0; o < O; o++) weight[o] = load(w + o * k + i);
+        for (int r = 0; r < R; r++) {
+            lanes value = load(x[r] + i);
+            for (int o = 0; o < O; o++) sum[r][o] += value * weight[o];
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int o = 0; o < O; o++) {
+            float s = total(sum[r][o]);
+            for (long j = i; j < k; j++) s = __builtin_fmaf(x[r][j], w[o * k + j], s);
+            y[r][out + o] = s;
+        }
+}
+
+template <int O>
+inline void outputs(const float* const* x, long n, const float* w, long k, float* const* y, long out) {
+    long row = 0;
+    for (; row + 4 <= n; row += 4) tile<4, O>(x + row, w, k, y + row, out);
+    if (row + 2 <= n) tile<2, O>(x + row, w, k, y + row, out), row += 2;
+    if (row < n) tile<1, O>(x + row, w, k, y + row, out);
+}
+
+constexpr long GROUP = 4;  // outputs of a tile
+
+inline void some_outputs(const float* const* x, long n, const float* w, long k, float* const* y, long first, long last) {
+    long out = first;
+    for (; out + GROUP <= last; out += GROUP) outputs<GROUP>(x, n, w + out * k, k, y, out);
+    for (; out < last; out++) outputs<1>(x, n, w + out * k, k, y, out);
+}
+
+constexpr long STRIPE = 32;  // outputs that a thread takes at a time
+// y = x W^T; to be called by all threads of a region
+void linear(const float* x, long ldx, const float* w, float* y, long ldy, long n, long k, long o) {
+    const float* in[64];
+    float* out[64];
+#pragma omp for schedule(static)
+    for (long first = 0; first < o; first += STRIPE)
+        for (long row = 0; row < n; row += 64) {
+            long rows = n - row < 64 ? n - row : 64;
+            for (long i = 0; i < rows; i++) in[i] = x + (row + i) * ldx, out[i] = y + (row + i) * ldy;
+            some_outputs(in, rows, w, k, out, first, first + STRIPE < o ? first + STRIPE : o);
+        }
+}
+
+inline void rms_norm(const float* x, const float* w, float* y, long m, float eps) {
+    lanes squares = lanes{};
+    long i = 0;
+    for (; i + LANES <= m; i += LANES) {
+        lanes v = load(x + i);
+        squares += v * v;
+    }
+    float sum = total(squares);
+    for (; i < m; i++) sum = __builtin_fmaf(x[i], x[i], sum);
+    float scale = 1.0f / std::sqrt(sum / m + eps);
+    for (long j = 0; j < m; j++) y[j] = x[j] * scale * w[j];
+}
+
+void norms(const float* x, long ldx, const float* w, float* y, long ldy, long n, long m, float eps) {
+#pragma omp for schedule(static)
+    for (long row = 0; row < n; row++) rms_norm(x + row * ldx, w, y + row * ldy, m, eps);
+}
+
+inline void turn(float* x, const float* cos, const float* sin, long pairs) {
+    for (long p = 0; p < pairs; p++) {
+        float a = x[2 * p], b = x[2 * p + 1];
+        x[2 * p] = a * cos[p] - b * sin[p];
+        x[2 * p + 1] = a * sin[p] + b * cos[p];
+    }
+}
+
+inline float silu(float x) { return x / (1.0f + std::exp(-x)); }
+
+inline float dot(const float* a, const float* b, long k) {
+    float y;
+    const float* x[1] = {a};
+    float* out[1] = {&y};
+    tile<1, 1>(x, b, k, out, 0);
+    return y;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Sizes of the model, in the order in which decode.py fills them.
+struct Sizes {
+    long m, h, d, r, c, v, q_rank, experts, chosen, groups, kept_groups, width, shared, dense, block_size, num_blocks, softmax, normalise, bias_sum;
+    float eps, scale, route_scale;
+};
+
+// Weights of one block; null where the block has none.
+struct Weights {
+    const float *input_norm, *q_a, *q_norm, *q_b, *kv_a, *kv_norm, *kv_b, *o, *post_norm, *gate, *bias, *gate_up, *down, *ffn_gate, *ffn_up, *ffn_down;
+};
+
+void rq_linear(const float* x, const float* w, float* y, long n, long k, long o) {
+#pragma omp parallel
+    linear(x, k, w, y, o, n, k, o);
+}
+
+void rq_norm_rows(const float* x, const float* w, float* y, long n, long m, float eps) {
+#pragma omp parallel
+    norms(x, m, w, y, m, n, m, eps);
+}
+
+}  // extern "C"
+
+namespace {
+
+struct Scratch {  // carved out of one buffer by rq_decode
+    float *u, *cq, *q, *ckv, *latent, *mixed, *heads, *scores, *hidden, *up, *rows, *logits, *weights, *shared;
+    int64_t *experts, *order, *starts;
+};
+
+// Equations 1-11 in absorbed form: u is the normed input, x the residual stream.
+void attention(const Sizes& s, const Weights& w, Scratch& b, float* x, const float* cos, const float* sin, const int64_t* positions,
+               const int64_t* tables, long table_width, float* cache, long n, long longest) {
+    const long entry = s.c + s.r, q_width = s.h * (s.d + s.r), head = s.d + s.r;
+    norms(x, s.m, w.input_norm, b.u, s.m, n, s.m, s.eps);
+    if (s.q_rank) {
+        linear(b.u, s.m, w.q_a, b.cq, s.q_rank, n, s.m, s.q_rank);
+        norms(b.cq, s.q_rank, w.q_norm, b.cq, s.q_rank, n, s.q_rank, s.eps);
+        linear(b.cq, s.q_rank, w.q_b, b.q, q_width, n, s.q_rank, q_width);
+    } else {
+        linear(b.u, s.m, w.q_b, b.q, q_width, n, s.m, q_width);
+    }
+    linear(b.u, s.m, w.kv_a, b.ckv, entry, n, s.m, entry);
+#pragma omp for schedule(static)
+    for (long row = 0; row < n; row++) {  // the cache gets the normed latent and the rotated key
+        float* e = b.ckv + row * entry;
+        rms_norm(e, w.kv_norm, e, s.c, s.eps);
+        turn(e + s.c, cos + row * (s.r / 2), sin + row * (s.r / 2), s.r / 2);
+        long p = positions[row], block = tables[row * table_width + p / s.block_size];
+        std::memcpy(cache + (block * s.block_size + p % s.block_size) * entry, e, entry * sizeof(float));
+        for (long i = 0; i < s.h; i++) turn(b.q + row * q_width + i * head + s.d, cos + row * (s.r / 2), sin + row * (s.r / 2), s.r / 2);
+    }
+#pragma omp for schedule(static)
+    for (long job = 0; job < n * s.h; job++) {
+        const long row = job / s.h, i = job % s.h, last = positions[row];
+        const float* q = b.q + row * q_width + i * head;
+        const float* uk = w.kv_b + i * (s.d + s.v) * s.c;
+        const float* uv = uk + s.d * s.c;
+        float* lat = b.latent + job * entry;  // [W^UK^T q_nope ; q_rope]
+        for (long k = 0; k < s.c; k++) lat[k] = 0.0f;
+        for (long j = 0; j < s.d; j++)
+            for (long k = 0; k < s.c; k++) lat[k] = __builtin_fmaf(q[j], uk[j * s.c + k], lat[k]);
+        std::memcpy(lat + s.c, q + s.d, s.r * sizeof(float));
+        float* score = b.scores + job * longest;
+        float most = -INFINITY;
+        for (long t = 0; t <= last; t++) {
+            long block = tables[row * table_width + t / s.block_size];
+            score[t] = dot(lat, cache + (block * s.block_size + t % s.block_size) * entry, entry) * s.scale;
+            most = score[t] > most ? score[t] : most;
+        }
+        float sum = 0.0f;
+        float* z = b.mixed + job * s.c;
+        for (long k = 0; k < s.c; k++) z[k] = 0.0f;
+        for (long t = 0; t <= last; t++) {
+            long block = tables[row * table_width + t / s.block_size];
+            const float* e = cache + (block * s.block_size + t % s.block_size) * entry;
+            float p = std::exp(score[t] - most);
+            sum += p;
+            for (long k = 0; k < s.c; k++) z[k] = __builtin_fmaf(p, e[k], z[k]);
+        }
+        for (long k = 0; k < s.c; k++) z[k] /= sum;
+        float* out = b.heads + row * s.h * s.v + i * s.v;
+        for (long j = 0; j < s.v; j++) out[j] = dot(z, uv + j * s.c, s.c);
+    }
+    linear(b.heads, s.h * s.v, w.o, b.u, s.m, n, s.h * s.v, s.m);
+#pragma omp for schedule(static)
+    for (long i = 0; i < n * s.m; i++) x[i] += b.u[i];
+}
+
+// gate, up and down of a dense FFN, or of the shared experts; the result is left in `out`
+void swiglu_ffn(const Sizes& s, const Weights& w, Scratch& b, float* out, long n, long width) {
+    linear(b.u, s.m, w.ffn_gate, b.hidden, width, n, s.m, width);
+    linear(b.u, s.m, w.ffn_up, b.up, width, n, s.m, width);
+#pragma omp for schedule(static)
+    for (long i = 0; i < n * width; i++) b.hidden[i] = silu(b.hidden[i]) * b.up[i];
+    linear(b.hidden, width, w.ffn_down, out, s.m, n, width, s.m);
+}
+
+// Equations 13-16 for one row: the biased score chooses, the plain one weighs.
+void route(const Sizes& s, const float* bias, float* scores, float* choice, int64_t* index, float* weight) {
+    const long size = s.experts / s.groups;
+    if (s.softmax) {
+        float most = scores[0], sum = 0.0f;
+        for (long e = 1; e < s.experts; e++) most = scores[e] > most ? scores[e] : most;
+        for (long e = 0; e < s.experts; e++) sum += scores[e] = std::exp(scores[e] - most);
+        for (long e = 0; e < s.experts; e++) scores[e] /= sum;
+    } else {
+        for (long e = 0; e < s.experts; e++) scores[e] = 1.0f / (1.0f + std::exp(-scores[e]));
+    }
+    for (long e = 0; e < s.experts; e++) choice[e] = scores[e] + (bias ? bias[e] : 0.0f);
+    if (s.kept_groups) {
+        float* best = choice + s.experts;  // a group's score: its largest, or the sum of its two largest
+        for (long g = 0; g < s.groups; g++) {
+            float first = -INFINITY, second = -INFINITY;
+            for (long e = g * size; e < (g + 1) * size; e++) {
+                if (choice[e] > first) second = first, first = choice[e];
+                else if (choice[e] > second) second = choice[e];
+            }
+            best[g] = s.bias_sum && size > 1 ? first + second : first;
+        }
+        for (long dropped = 0; dropped < s.groups - s.kept_groups; dropped++) {
+            long worst = -1;  // the lowest group goes, the last one of equals
+            for (long g = 0; g < s.groups; g++)
+                if (best[g] != INFINITY && (worst < 0 || best[g] <= best[worst])) worst = g;
+            best[worst] = INFINITY;
+            for (long e = worst * size; e < (worst + 1) * size; e++) choice[e] = -INFINITY;
+        }
+    }
+    float sum = 0.0f;
+    for (long j = 0; j < s.chosen; j++) {
+        long top = 0;
+        for (long e = 1; e < s.experts; e++)
+            if (choice[e] > choice[top]) top = e;
+        index[j] = top;
+        weight[j] = scores[top];
+        sum += scores[top];
+        choice[top] = -INFINITY;
+    }
+    for (long j = 0; j < s.chosen; j++) weight[j] = (s.normalise ? weight[j] / (sum + 1e-20f) : weight[j]) * s.route_scale;
+}
+
+// Equation 12: rows grouped by expert, each expert's weights read once for all of its rows.
+void experts(const Sizes& s, const Weights& w, Scratch& b, float* x, long n) {
+    const long slots = n * s.chosen, f = s.width;
+    linear(b.u, s.m, w.gate, b.logits, 2 * s.experts + s.groups, n, s.m, s.experts);
+#pragma omp for schedule(static)
+    for (long row = 0; row < n; row++) {
+        float* score = b.logits + row * (2 * s.experts + s.groups);
+        route(s, w.bias, score, score + s.experts, b.experts + row * s.chosen, b.weights + row * s.chosen);
+    }
+#pragma omp single
+    {
+        for (long e = 0; e <= s.experts; e++) b.starts[e] = 0;
+        for (long i = 0; i < slots; i++) b.starts[b.experts[i] + 1]++;
+        for (long e = 0; e < s.experts; e++) b.starts[e + 1] += b.starts[e];
+        int64_t* next = b.order + slots;
+        for (long e = 0; e < s.experts; e++) next[e] = b.starts[e];
+        for (long i = 0; i < slots; i++) b.order[next[b.experts[i]]++] = i;
+    }
+    const long stripes = (f + STRIPE - 1) / STRIPE, outs = (s.m + STRIPE - 1) / STRIPE;
+    const float* in[64];
+    float *gate[64], *up[64], *out[64];
+#pragma omp for schedule(static, 1)
+    for (long job = 0; job < s.experts * stripes; job++) {
+        const long e = job / stripes, first = job % stripes * STRIPE, last = first + STRIPE < f ? first + STRIPE : f;
+        const float* weight = w.gate_up + e * 2 * f * s.m;
+        for (long at = b.starts[e]; at < b.starts[e + 1]; at += 64) {
+            long rows = b.starts[e + 1] - at < 64 ? b.starts[e + 1] - at : 64;
+            for (long i = 0; i < rows; i++) {
+                long slot = b.order[at + i];
+                in[i] = b.u + slot / s.chosen * s.m;
+                gate[i] = b.hidden + slot * f;
+                up[i] = b.up + slot * f;
+            }
+            some_outputs(in, rows, weight, s.m, gate, first, last);
+            some_outputs(in, rows, weight + f * s.m, s.m, up, first, last);
+            for (long i = 0; i < rows; i++)
+                for (long k = first; k < last; k++) gate[i][k] = silu(gate[i][k]) * up[i][k];
+        }
+    }
+#pragma omp for schedule(static, 1)
+    for (long job = 0; job < s.experts * outs; job++) {
+        const long e = job / outs, first = job % outs * STRIPE, last = first + STRIPE < s.m ? first + STRIPE : s.m;
+        for (long at = b.starts[e]; at < b.starts[e + 1]; at += 64) {
+            long rows = b.starts[e + 1] - at < 64 ? b.starts[e + 1] - at : 64;
+            for (long i = 0; i < rows; i++) in[i] = b.hidden + b.order[at + i] * f, out[i] = b.rows + b.order[at + i] * s.m;
+            some_outputs(in, rows, w.down + e * s.m * f, f, out, first, last);
+        }
+    }
+    if (s.shared) swiglu_ffn(s, w, b, b.shared, n, s.shared);
+#pragma omp for schedule(static)
+    for (long i = 0; i < n * s.m; i++) {
+        const long row = i / s.m, k = i % s.m;
+        float sum = s.shared ? b.shared[i] : 0.0f;
+        for (long j = 0; j < s.chosen; j++) sum = __builtin_fmaf(b.weights[row * s.chosen + j], b.rows[(row * s.chosen + j) * s.m + k], sum);
+        x[i] += sum;
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Floats of scratch that rq_decode needs.
+long rq_decode_scratch(const Sizes* s, long n, long longest) {
+    const long entry = s->c + s->r, slots = n * (s->chosen > 0 ? s->chosen : 1);
+    long ffn = n * (s->dense > s->shared ? s->dense : s->shared);
+    ffn = slots * s->width > ffn ? slots * s->width : ffn;
+    return n * (2 * s->m + s->q_rank + s->h * (s->d + s->r) + entry + s->h * (entry + s->c + s->v + longest)) + 2 * ffn + slots * (s->m + 3) +
+           n * (2 * s->experts + s->groups) + 2 * (2 * slots + 2 * s->experts + 2) + 64;
+}
+
+// Blocks `layers` of them over x [n, m] in place; cache[l] is layer l's storage [num_blocks, block_size, c + r].
+void rq_decode(const Sizes* sizes, const Weights* blocks, long layers, float* x, const float* cos, const float* sin, const int64_t* positions,
+               const int64_t* tables, long table_width, float* const* cache, long n, long longest, float* scratch) {
+    const Sizes& s = *sizes;
+    const long entry = s.c + s.r, slots = n * (s.chosen > 0 ? s.chosen : 1);
+    long ffn = n * (s.dense > s.shared ? s.dense : s.shared);
+    ffn = slots * s.width > ffn ? slots * s.width : ffn;
+    Scratch b;
+    float* p = scratch;
+    auto take = [&p](long count) { float* start = p; p += count; return start; };
+    b.u = take(n * s.m), b.shared = take(n * s.m), b.cq = take(n * s.q_rank), b.q = take(n * s.h * (s.d + s.r)), b.ckv = take(n * entry);
+    b.latent = take(n * s.h * entry), b.mixed = take(n * s.h * s.c), b.heads = take(n * s.h * s.v), b.scores = take(n * s.h * longest);
+    b.hidden = take(ffn), b.up = take(ffn), b.rows = take(slots * s.m), b.weights = take(slots), b.logits = take(n * (2 * s.experts + s.groups));
+    p = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(p) + 7) & ~uintptr_t(7));
+    b.experts = reinterpret_cast<int64_t*>(p);
+    b.order = b.experts + slots;
+    b.starts = b.order + slots + s.experts;
+#pragma omp parallel firstprivate(b)
+    for (long l = 0; l < layers; l++) {
+        const Weights& w = blocks[l];
+        attention(s, w, b, x, cos, sin, positions, tables, table_width, cache[l], n, longest);
+        norms(x, s.m, w.post_norm, b.u, s.m, n, s.m, s.eps);
+        if (w.gate) {
+            experts(s, w, b, x, n);
+        } else {
+            swiglu_ffn(s, w, b, b.shared, n, s.dense);
+#pragma omp for schedule(static)
+            for (long i = 0; i < n * s.m; i++) x[i] += b.shared[i];
+        }
+    }
+}
+
+}  // extern "C"

@@ -1,0 +1,109 @@
+"""The compiled decode step: the model's own results, rows independent of each other to the bit, every router and shape."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rorqual.config import ModelConfig
+from rorqual.kernels import native
+from rorqual.kernels.decode import DecodeStep, usable
+from rorqual.model.transformer import CausalLM
+from tests.tiny import t0
+
+pytestmark = pytest.mark.skipif(native.library().library is None, reason=f"no compiled kernels: {native.library().detail}")
+
+SHAPES = {
+    "T0": {},
+    "V2-Lite's kind": {"q_lora_rank": None, "n_group": 1, "topk_group": 1, "scoring_func": "softmax", "topk_method": "greedy", "norm_topk_prob": False, "n_shared_experts": 2},
+    "V2's kind": {"scoring_func": "softmax", "topk_method": "group_limited_greedy", "norm_topk_prob": False},
+    "groups of one expert": {"n_group": 8, "topk_group": 4},
+    "odd widths": {"v_head_dim": 20, "kv_lora_rank": 24, "hidden_size": 52, "moe_intermediate_size": 37, "intermediate_size": 75, "vocab_size": 259, "qk_rope_head_dim": 6},
+    "tied, no MTP": {"tie_word_embeddings": True, "num_nextn_predict_layers": 0},
+    "no shared expert, all MoE": {"n_shared_experts": 0, "first_k_dense_replace": 0},
+    "dense": {"n_routed_experts": 0, "num_nextn_predict_layers": 0},
+    "two MTP modules": {"num_nextn_predict_layers": 2},
+}  # fmt: skip
+
+
+def build(config: ModelConfig) -> CausalLM:
+    model = CausalLM(config)
+    model.init_weights(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(20.0 if parameter.dim() > 1 else 1.0)
+        for _, bias in model.router_biases():
+            bias.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+def step_of(model: CausalLM) -> DecodeStep:
+    tensors = dict(model.state_dict())
+    assert usable(model.config, tensors) is None
+    return DecodeStep(model.config, tensors, model.rope.inv_freq, model.rope.amplitude, model.rope.softmax_scale)
+
+
+def storage_of(config: ModelConfig, blocks: int = 12, size: int = 4) -> torch.Tensor:
+    return torch.full((config.num_blocks, blocks, size, config.kv_lora_rank + config.qk_rope_head_dim), float("nan"))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@torch.no_grad()
+def test_states_logits_and_modules_are_the_models(name: str) -> None:
+    model = build(t0(**SHAPES[name]))
+    config, step = model.config, step_of(model)
+    ids = torch.randint(0, config.vocab_size, (19,), generator=torch.Generator().manual_seed(2))
+    positions, tables, storage = torch.arange(19), torch.tensor([[7, 2, 9, 0, 4]]).expand(19, 5), storage_of(config)
+    out = model(ids.unsqueeze(0), mtp=True)
+    hidden = step.trunk(ids, positions, tables, storage)
+    torch.testing.assert_close(hidden, out.hidden[0], atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(step.logits(hidden), model.logits(out.hidden)[0], atol=2e-4, rtol=1e-4)
+    previous = hidden
+    for module in range(config.num_nextn_predict_layers):
+        previous = step.mtp(module, previous[: 18 - module], ids[1 + module :], positions[: 18 - module], tables[: 18 - module], storage)
+        torch.testing.assert_close(previous, out.mtp_hidden[module][0], atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@torch.no_grad()
+def test_a_row_does_not_depend_on_the_others(threads: int) -> None:
+    """Bit for bit: one by one, in any cut, in any order, among strangers, on any number of threads."""
+    model = build(t0())
+    config, step = model.config, step_of(model)
+    generator = torch.Generator().manual_seed(3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        ids = torch.randint(0, config.vocab_size, (23,), generator=generator)
+        tables = torch.tensor([[5, 1, 8, 3, 11, 0]]).expand(23, 6)
+        want_storage = storage_of(config)
+        want = torch.cat([step.trunk(ids[i : i + 1], torch.tensor([i]), tables[:1], want_storage) for i in range(23)])
+        for cuts in ([23], [1, 22], [7, 7, 9], [16, 3, 4], [2] * 11 + [1]):
+            storage, got, at = storage_of(config), [], 0
+            for count in cuts:
+                got.append(step.trunk(ids[at : at + count], torch.arange(at, at + count), tables[:count], storage))
+                at += count
+            assert torch.equal(torch.cat(got), want), cuts
+            assert torch.equal(storage.nan_to_num(), want_storage.nan_to_num())
+        others = torch.randint(0, config.vocab_size, (40,), generator=generator)
+        mixed_ids = torch.cat([others[:20], ids[22:], others[20:]])
+        mixed_positions = torch.cat([torch.arange(20), torch.tensor([22]), torch.arange(20)])
+        mixed_tables = torch.tensor([[2, 4, 6, 7, 9, 9]]).repeat(41, 1)
+        mixed_tables[20] = tables[0]
+        mixed_tables[21:] = torch.tensor([10, 10, 10, 10, 10, 10])
+        spare = torch.cat([want_storage, torch.zeros_like(want_storage)], dim=1)
+        mixed_tables[21:] = torch.tensor([12, 13, 14, 15, 16, 17])
+        assert torch.equal(step.trunk(mixed_ids, mixed_positions, mixed_tables, spare)[20], want[22])
+        logits = step.logits(want)
+        assert all(torch.equal(step.logits(want[i : i + 1])[0], logits[i]) for i in range(23))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_it_cannot_take_is_said() -> None:
+    model = build(t0())
+    tensors = dict(model.state_dict())
+    assert "BF16" in (
+        usable(model.config, {**tensors, "model.norm.weight": tensors["model.norm.weight"].bfloat16()}) or ""
+    ).upper().replace("BFLOAT16", "BF16")
+    assert "plain FP32" in (usable(model.config, {"model.layers.0.mlp.codes": torch.zeros(1)}) or "")
