@@ -2,8 +2,10 @@
 
     python benchmarks/serve.py --config nano --peer transformers
 
-One JSON line per `what`; weights are random, so drafts are as good as chance. `decode_batch1` and `decode_batch1_eager` are the same
-PyTorch path. For `mtp` the peer is our own plain decoding; `value` and `peer` are tokens per second, seconds for the rest.
+One JSON line per `what`; weights are random, so drafts are as good as chance. `decode_batch1_eager` keeps to PyTorch where the others use
+the compiled step; `path` says which one ran. For `mtp` the peer is our own plain decoding; r2 and rd are the costs of a two-row step and of
+a draft over a one-row step, p the share of accepted drafts, `bound` (1 + p) / (r2 + rd). `value` and `peer` are tokens per second (a prompt
+of 32 tokens included), seconds for start and prefix.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from rorqual.inference.engine import Engine
 from rorqual.inference.params import SamplingParams
 from rorqual.model.transformer import CausalLM
 
+TOKENS = 48
+
 START = """
 import sys
 from rorqual.checkpoint import hf
@@ -40,19 +44,46 @@ def prompts(model: CausalLM, count: int, length: int) -> list[list[int]]:
     return torch.randint(2, model.config.vocab_size, (count, length), generator=generator).tolist()
 
 
-def decode(model: CausalLM, batch: int, tokens: int, speculative: int) -> Callable[[], object]:
-    """A call that answers `batch` prompts of 32 tokens."""
-    blocks = batch * -(-(32 + tokens) // 16)
+def decode(model: CausalLM, batch: int, tokens: int, speculative: int, compiled: bool = True) -> tuple[Callable[[], object], Engine]:
+    """(a call that answers `batch` prompts of 32 tokens without cached prefixes, its engine)."""
+    blocks = batch * -(-(34 + tokens) // 16)
     params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
+    engine = Engine(model, speculative=speculative, max_num_seqs=batch, num_blocks=blocks, compiled=compiled)
 
     def call() -> None:
-        engine = Engine(model, speculative=speculative, max_num_seqs=batch, num_blocks=blocks)  # new: no prefix is cached
+        engine.reset_prefix_cache()
         for number, ids in enumerate(prompts(model, batch, 32)):
             engine.add_request(str(number), ids, params)
         while engine.has_work:
             engine.step()
 
-    return call
+    return call, engine
+
+
+def path_of(engine: Engine) -> str:
+    """Which decode step runs, and why."""
+    return "compiled" if engine.runner.why_not is None else f"torch ({engine.runner.why_not})"
+
+
+def step_costs(model: CausalLM, seconds: float) -> tuple[float, float]:
+    """(two-row step, one draft with its head) over a one-row step with its head, medians of alternating runs; (nan, nan) without the compiled step."""
+    _, engine = decode(model, 2, 16, 1)
+    step = engine.runner._step
+    if step is None:
+        return float("nan"), float("nan")
+    storage, tables, hidden = engine.storage.values, torch.tensor([[0, 1], [0, 1]]), torch.zeros(1, model.config.hidden_size)
+    ids, positions = torch.tensor([5, 6]), torch.tensor([16, 17])
+    runs = (lambda: step.logits(step.trunk(ids[:1], positions[:1], tables[:1], storage)), lambda: step.logits(step.trunk(ids, positions, tables, storage)),
+            lambda: step.logits(step.mtp(0, hidden, ids[:1], positions[:1], tables[:1], storage)))  # fmt: skip
+    times: list[list[float]] = [[], [], []]
+    began = time.perf_counter()
+    while len(times[0]) < 20 or time.perf_counter() - began < seconds:
+        for run, into in zip(runs, times, strict=True):
+            start = time.perf_counter()
+            run()
+            into.append(time.perf_counter() - start)
+    one, two, draft = (sorted(values)[len(values) // 2] for values in times)
+    return two / one, draft / one
 
 
 def peer_decode(folder: Path, model: CausalLM, batch: int, tokens: int) -> Callable[[], object]:
@@ -104,18 +135,22 @@ def main() -> None:
         began = time.perf_counter()
         subprocess.run([sys.executable, "-c", START, str(folder)], check=True)
         common.emit("start_seconds", time.perf_counter() - began, None, None)
-        for batch, tokens, whats in ((1, 16, ("decode_batch1", "decode_batch1_eager")), (16, 16, ("decode_batch16",))):
-            peer = None if args.peer == "none" else peer_decode(folder, model, batch, tokens)
-            ours, theirs = common.alternate(decode(model, batch, tokens, 0), peer, args.seconds)
-            rate = batch * tokens / min(ours)
+        for what, batch, compiled in (("decode_batch1", 1, True), ("decode_batch1_eager", 1, False), ("decode_batch16", 16, True)):
+            peer = None if args.peer == "none" else peer_decode(folder, model, batch, TOKENS)
+            call, engine = decode(model, batch, TOKENS, 0, compiled)
+            ours, theirs = common.alternate(call, peer, args.seconds)
             ratio = common.paired_ratio(ours, theirs) if theirs else None
-            for what in whats:
-                common.emit(what, rate, batch * tokens / min(theirs) if theirs else None, ratio, path="torch")
-    ours, _ = common.alternate(decode(model, 64, 16, 0), None, args.seconds)
-    common.emit("decode_batch64", 64 * 16 / min(ours), None, None, path="torch")
+            common.emit(what, batch * TOKENS / min(ours), batch * TOKENS / min(theirs) if theirs else None, ratio, path=path_of(engine))
+    call, engine = decode(model, 64, TOKENS, 0)
+    ours, _ = common.alternate(call, None, args.seconds)
+    common.emit("decode_batch64", 64 * TOKENS / min(ours), None, None, path=path_of(engine))
     if model.config.num_nextn_predict_layers:
-        ours, plain = common.alternate(decode(model, 1, 16, 1), decode(model, 1, 16, 0), args.seconds)
-        common.emit("mtp", 16 / min(ours), 16 / min(plain), common.paired_ratio(ours, plain), path="torch")
+        drafting, engine = decode(model, 1, TOKENS, 1)
+        ours, plain = common.alternate(drafting, decode(model, 1, TOKENS, 0)[0], args.seconds)
+        r2, rd = step_costs(model, 1.0)
+        p = engine.stats.accepted / max(engine.stats.drafts, 1)
+        common.emit("mtp", TOKENS / min(ours), TOKENS / min(plain), common.paired_ratio(ours, plain), path=path_of(engine), r2=r2, rd=rd, p=p,
+                    bound=(1 + p) / (r2 + rd))  # fmt: skip
     seconds, share = prefix_ttft(model)
     common.emit("prefix_ttft", seconds, None, None, share_of_cold=share)
 
