@@ -121,6 +121,7 @@ class _Renderer:
         self.any_call = False
 
     def render(self, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]] | None, add_generation_prompt: bool) -> Rendered:
+        """All messages in order, system text first, and the opening of the next answer where it is asked for."""
         out = self.out
         out.control(special.BOS, "system")
         out.text("\n\n".join(message["content"] for message in messages if message["role"] == "system"), "system")
