@@ -9,20 +9,21 @@ rorqual generate --preset v3_671b --layers 0:4 --random "..."     # true shapes,
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rorqual.errors import DataError
 
 if TYPE_CHECKING:
-    from rorqual.inference.generate import GenerationStats, Generator
+    from rorqual.inference.engine import Engine, StepOutput
+    from rorqual.inference.params import SamplingParams
     from rorqual.tokenizer.bpe import Tokenizer
 
 DEFAULT_TOKENS = 256
-_NOT_UNICODE = "the prompt is not valid Unicode text (bytes that are not UTF-8, or lone surrogates); correct its encoding"
 
 
 def main(argv: list[str]) -> int:
@@ -77,29 +78,31 @@ def main(argv: list[str]) -> int:
         return _random(args, layers, prompt)
 
     from rorqual.cli.model_folder import load_folder
-    from rorqual.inference.generate import Generator
-    from rorqual.inference.sampler import SamplingParams
+    from rorqual.inference.engine import Engine
+    from rorqual.inference.params import SamplingParams
+    from rorqual.inference.prompts import adds_bos, end_ids, prompt_ids
 
     asked = SamplingParams(temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, seed=args.seed)
     loaded = load_folder(Path(args.words[0]), args.tokenizer, weights=args.weights, layers=layers)
     for notice in loaded.notices:
         print(f"note: {notice}", file=sys.stderr)
     config = loaded.model.config
-    ids = prompt_ids(loaded.tokenizer, prompt, _adds_bos(loaded.origin), config.eos_token_id)
+    ids = prompt_ids(loaded.tokenizer, prompt, adds_bos(loaded.origin), config.eos_token_id)
     room = max(1, config.max_position_embeddings - len(ids))  # 1: a prompt that is too long is refused with its own message
-    params = SamplingParams(
-        max_tokens=args.max_new_tokens or min(DEFAULT_TOKENS, room), temperature=asked.temperature, top_p=asked.top_p, top_k=asked.top_k,
-        seed=asked.seed, stop_token_ids=_end_ids(loaded.origin, loaded.tokenizer),
+    most = args.max_new_tokens or min(DEFAULT_TOKENS, room)
+    speculative = "auto" if args.speculative == "auto" else 0 if args.speculative == "off" else int(args.speculative)
+    engine = Engine(
+        loaded.model, loaded.tokenizer, num_blocks=_blocks(min(len(ids) + most, config.max_position_embeddings)), max_num_seqs=1, end_ids=end_ids(loaded.origin, loaded.tokenizer),
+        speculative=speculative,
     )  # fmt: skip
-    num_drafts = {"auto": min(1, config.num_nextn_predict_layers), "off": 0}.get(args.speculative)
-    num_drafts = int(args.speculative) if num_drafts is None else num_drafts
-    loop = Generator(loaded.model, [ids], params, vocab_limit=loaded.tokenizer.vocab_size, num_drafts=num_drafts)
-    for text in _shown(prompt, loop, loaded.tokenizer):
+    clock = Clock(len(ids))
+    outputs = _outputs(engine, ids, replace(asked, max_tokens=most), clock)
+    for text in _shown(prompt, outputs, loaded.tokenizer):
         sys.stdout.write(text)
         sys.stdout.flush()
     sys.stdout.write("\n")
     if args.stats:
-        print(_summary(loop.stats, loop.sequences[0].finish_reason or ""), file=sys.stderr)
+        print(clock.summary(engine), file=sys.stderr)
     return 0
 
 
@@ -115,88 +118,93 @@ def _random(args: argparse.Namespace, layers: tuple[int, int] | None, prompt: st
         file=sys.stderr,
     )
 
-    from rorqual.inference.generate import Generator
-    from rorqual.inference.sampler import SamplingParams
+    from rorqual.inference.engine import Engine
+    from rorqual.inference.params import SamplingParams
 
     ids = partial.byte_ids(prompt, config.vocab_size)
     params = SamplingParams(
-        max_tokens=args.max_new_tokens or 8,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-        seed=args.seed,
-        ignore_eos=True,
+        max_tokens=args.max_new_tokens or 8, temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, seed=args.seed, ignore_eos=True
+    )  # fmt: skip
+    engine = Engine(
+        partial.build_part(part, args.seed), num_blocks=_blocks(len(ids) + (params.max_tokens or 0)), max_num_seqs=1, speculative=0
     )
-    loop = Generator(partial.build_part(part, args.seed), [ids], params)
+    clock = Clock(len(ids))
     print(f"prompt: {len(ids)} ids, the text's UTF-8 bytes (a random model has no words)", file=sys.stderr)
-    while not loop.done:
-        for delta in loop.step():
-            sys.stdout.write("".join(f"{token} " for token in delta.token_ids))
-            sys.stdout.flush()
+    for output in _outputs(engine, ids, params, clock):
+        sys.stdout.write("".join(f"{token} " for token in output.new_token_ids))
+        sys.stdout.flush()
     sys.stdout.write("\n")
-    print(f"{_summary(loop.stats, 'length')}; peak memory {partial.peak_bytes() / 1e9:.2f} GB", file=sys.stderr)
+    print(f"{clock.summary(engine)}; peak memory {partial.peak_bytes() / 1e9:.2f} GB", file=sys.stderr)
     return 0
 
 
-def prompt_ids(tokenizer: Tokenizer, prompt: str, adds_bos: bool, eos_id: int) -> list[int]:
-    """Ids of the prompt; an empty one becomes the start of a document: BOS where the model was trained with it, else the end token."""
-    if any("\ud800" <= character <= "\udfff" for character in prompt):
-        raise DataError(_NOT_UNICODE)
-    ids = tokenizer.encode(prompt)
-    if adds_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
-        return [tokenizer.bos_id, *ids]
-    return ids or [eos_id]
+def _blocks(tokens: int) -> int:
+    """Cache blocks of one sequence, and one to spare for drafts."""
+    from rorqual.inference.blocks import BLOCK_SIZE
+
+    return -(-tokens // BLOCK_SIZE) + 1
+
+
+class Clock:
+    """Counts and times of one answer, for `--stats`."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self.prompt_tokens, self.new_tokens, self.reason = prompt_tokens, 0, ""
+        self._began, self._first, self._last, self._at_first = time.perf_counter(), 0.0, 0.0, 0
+
+    def take(self, output: StepOutput) -> None:
+        """One step's tokens."""
+        self._last = time.perf_counter()
+        self.new_tokens += len(output.new_token_ids)
+        self.reason = output.finish_reason or self.reason
+        if not self._first:
+            self._first, self._at_first = self._last, self.new_tokens
+
+    def summary(self, engine: Engine) -> str:
+        """One line: prompt and answer, tokens a second after the first step, drafts."""
+        seconds, later, stats = self._last - self._first, self.new_tokens - self._at_first, engine.stats
+        rate = f"{later / seconds:.1f}" if later and seconds > 0 else "-"
+        parts = [
+            f"{self.prompt_tokens} prompt tokens in {self._first - self._began:.2f} s",
+            f"{self.new_tokens} new tokens ({self.reason}), {rate} tokens/s",
+        ]
+        if stats.drafts:
+            parts.append(
+                f"{stats.accepted} of {stats.drafts} drafts accepted ({stats.accepted / stats.drafts:.0%}), "
+                f"{self.new_tokens / max(1, self.new_tokens - stats.accepted):.2f} tokens per step"
+            )
+        return "; ".join(parts)
+
+
+def _outputs(engine: Engine, ids: list[int], params: SamplingParams, clock: Clock) -> Iterator[StepOutput]:
+    """Steps of one request, as they come; the request is refused here, not at the first step."""
+    engine.add_request("1", ids, params)
+    return _steps(engine, clock)
+
+
+def _steps(engine: Engine, clock: Clock) -> Iterator[StepOutput]:
+    while engine.has_work:
+        for output in engine.step():
+            clock.take(output)
+            yield output
 
 
 def _standard_input() -> str:
     try:
         return sys.stdin.read()
     except UnicodeDecodeError:
-        raise DataError(_NOT_UNICODE) from None
+        from rorqual.inference.prompts import NOT_UNICODE
+
+        raise DataError(NOT_UNICODE) from None
 
 
-def _shown(prompt: str, loop: Generator, tokenizer: Tokenizer) -> Iterator[str]:
+def _shown(prompt: str, outputs: Iterable[StepOutput], tokenizer: Tokenizer) -> Iterator[str]:
     """The prompt, then each step's text without the stop token; control codes are shown, not sent, to a terminal."""
     from rorqual.inference.detokenize import TextStream, printable
 
     clean = printable if sys.stdout.isatty() else str
     stream = TextStream(tokenizer.token_bytes)
     yield clean(prompt)
-    while not loop.done:
-        for delta in loop.step():
-            stopped = delta.finish_reason == "stop"
-            yield clean(stream.add(delta.token_ids[:-1] if stopped else delta.token_ids))
-
-
-def _adds_bos(origin: Path) -> bool:
-    return _read(origin / "tokenizer_config.json").get("add_bos_token") is True
-
-
-def _end_ids(origin: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """End tokens beside the configuration's: generation_config.json may list several, and the tokenizer names its own."""
-    named = _read(origin / "generation_config.json").get("eos_token_id")
-    listed = named if isinstance(named, list) else [named]
-    own = {number for number in (*listed, tokenizer.eos_id) if type(number) is int}
-    return tuple(sorted(own))
-
-
-def _read(path: Path) -> dict[str, object]:
-    """The object of a small JSON file; empty where there is none that can be read."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _summary(stats: GenerationStats, reason: str) -> str:
-    rate = f"{stats.tokens_per_second:.1f}" if stats.tokens_per_second else "-"
-    parts = [
-        f"{stats.prompt_tokens} prompt tokens in {stats.prefill_seconds:.2f} s",
-        f"{stats.new_tokens} new tokens ({reason}), {rate} tokens/s",
-    ]
-    if stats.acceptance_rate is not None:
-        parts.append(
-            f"{stats.accepted} of {stats.drafts} drafts accepted ({stats.acceptance_rate:.0%}), {stats.tokens_per_step:.2f} tokens per step"
-        )
-    return "; ".join(parts)
+    for output in outputs:
+        stopped = output.finish_reason == "stop"
+        yield clean(stream.add(output.new_token_ids[:-1] if stopped else output.new_token_ids))

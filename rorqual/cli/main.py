@@ -20,6 +20,7 @@ from rorqual.errors import RorqualError
 VERBS: dict[str, tuple[str, ...]] = {
     "The whole recipe": ("run",),
     "Step by step": ("data build", "tokenizer train", "pretrain", "generate", "export"),
+    "Serve": ("serve", "chat"),
     "Look and reckon": ("inspect", "doctor", "plan", "simulate"),
 }
 
@@ -56,7 +57,7 @@ def _dispatch(argv: list[str]) -> int:
         hint = f"did you mean `rorqual {close[0]}`?" if close else f"there are {', '.join(modules)}"
         print(f"rorqual: {argv[0]!r} is no verb; {hint}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"rorqual.cli.{argv[0]}")
+    module = importlib.import_module(f"rorqual.cli.{argv[0].replace('-', '_')}")
     return int(module.main(argv[1:]) or 0)
 
 
@@ -70,7 +71,7 @@ def _help() -> str:
 
 
 def _summary(verb: str) -> str:
-    source = Path(__file__).with_name(f"{verb.split()[0]}.py").read_text(encoding="utf-8")
+    source = Path(__file__).with_name(f"{verb.split()[0].replace('-', '_')}.py").read_text(encoding="utf-8")
     docstring = ast.get_docstring(ast.parse(source)) or ""
     return docstring.partition("\n")[0].rstrip(".")
 

@@ -74,7 +74,8 @@ class Engine:
 
     num_blocks: blocks of 16 tokens, or `memory` bytes of cache (default: what max_num_seqs full contexts need, at most 512 MiB).
     speculative: "auto" (one draft where the model has an MTP module, switched off while it does not pay), 0, or k drafts.
-    vocab_limit: ids from there up are never sampled (default: the tokenizer's size). poison: test mode, free slots hold NaN.
+    vocab_limit: ids from there up are never sampled (default: the tokenizer's size). end_ids: tokens that end an answer beside the
+    configuration's (inference.prompts.end_ids reads a folder's). poison: test mode, free slots hold NaN.
     compiled: False keeps to PyTorch where the compiled decode step would run.
     """
 
@@ -89,6 +90,7 @@ class Engine:
         max_num_batched_tokens: int = 512,
         speculative: str | int = "auto",
         vocab_limit: int | None = None,
+        end_ids: Many[int] = (),
         queue_limit: int | None = None,
         poison: bool = False,
         compiled: bool = True,
@@ -111,6 +113,7 @@ class Engine:
             wanted = max_num_seqs * -(-config.max_position_embeddings // BLOCK_SIZE)
             num_blocks = max(1, min(wanted, (memory or DEFAULT_MEMORY) // block_bytes(config, layers, dtype.itemsize)))
         self.model, self.tokenizer = model, tokenizer
+        self.end_ids = frozenset([config.eos_token_id, *end_ids])
         device = model.head_weight.device
         self.storage = PagedStorage(config, num_blocks, num_layers=layers, dtype=dtype, device=device, poison=poison)
         self.pool = BlockPool(num_blocks, BLOCK_SIZE, self.storage.free)
@@ -148,8 +151,7 @@ class Engine:
         if request_id in self._requests:
             raise ConfigError(f"request_id ({request_id!r}) is in use; give every request its own")
         length = self._checked_length(prompt_ids, params)
-        eos = self.model.config.eos_token_id
-        stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else frozenset([eos]))
+        stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.end_ids)
         sequences: list[Sequence] = []
         for choice in range(params.n):
             one = Sequence(
@@ -231,7 +233,7 @@ class Engine:
             sequence.stops = StopStream(self.tokenizer.token_bytes, params.stop)
         if params.structured_outputs is not None:
             if self._compiler is None:
-                self._compiler = GrammarCompiler(self.tokenizer, [self.model.config.eos_token_id])
+                self._compiler = GrammarCompiler(self.tokenizer, sorted(self.end_ids))
             sequence.grammar = self._compiler.compile(params.structured_outputs)
 
     def _expired(self) -> list[StepOutput]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rorqual.errors import ConfigError
 from rorqual.inference.engine import Engine
 from rorqual.inference.params import SamplingParams
+from rorqual.inference.prompts import adds_bos, end_ids, prompt_ids
 from rorqual.inference.sampler import TokenLogprobs
 from rorqual.inference.stops import StopStream
 
@@ -58,23 +59,31 @@ class LLM:
         from rorqual.checkpoint import hf
         from rorqual.tokenizer import bpe
 
-        model, _ = hf.load(Path(folder), weights=weights)
-        self.tokenizer: Tokenizer | None = bpe.load(Path(folder))
+        place = Path(folder)
+        model, _ = hf.load(place, weights=weights)
+        tokenizer = bpe.load(place)
+        self.tokenizer: Tokenizer | None = tokenizer
         self.engine = Engine(
-            model, self.tokenizer, speculative=speculative, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
-            memory=memory,
+            model, tokenizer, speculative=speculative, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
+            memory=memory, end_ids=end_ids(place, tokenizer),
         )  # fmt: skip
-        self._calls, self._keeps_prefixes = 0, True
+        self._calls, self._keeps_prefixes, self._adds_bos = 0, True, adds_bos(place)
 
     @classmethod
     def from_model(
-        cls, model: CausalLM, tokenizer: Tokenizer | None = None, *, speculative: str | int = "auto", max_num_seqs: int = 64
+        cls,
+        model: CausalLM,
+        tokenizer: Tokenizer | None = None,
+        *,
+        speculative: str | int = "auto",
+        max_num_seqs: int = 64,
+        vocab_limit: int | None = None,
     ) -> LLM:
         """Over a model in memory, whose weights may change between two calls: no cached prefix outlives a call."""
         made = cls.__new__(cls)
         made.tokenizer = tokenizer
-        made.engine = Engine(model, tokenizer, speculative=speculative, max_num_seqs=max_num_seqs)
-        made._calls, made._keeps_prefixes = 0, False
+        made.engine = Engine(model, tokenizer, speculative=speculative, max_num_seqs=max_num_seqs, vocab_limit=vocab_limit)
+        made._calls, made._keeps_prefixes, made._adds_bos = 0, False, False
         return made
 
     def generate(
@@ -115,13 +124,13 @@ class LLM:
     def _encode(self, prompt: str) -> list[int]:
         if self.tokenizer is None:
             raise ConfigError("a prompt in text needs a tokenizer, and this LLM has none; give token ids")
-        return self.tokenizer.encode(prompt)
+        return prompt_ids(self.tokenizer, prompt, self._adds_bos, self.engine.model.config.eos_token_id)
 
     def _completion(self, index: int, answer: _Answer, params: SamplingParams) -> CompletionOutput:
         ids, text = answer.token_ids, ""
         if self.tokenizer is not None:
-            eos = () if params.ignore_eos else (self.engine.model.config.eos_token_id,)
-            ended = answer.finish_reason == "stop" and ids[-1] in (*params.stop_token_ids, *eos)
+            ends = () if params.ignore_eos else self.engine.end_ids
+            ended = answer.finish_reason == "stop" and ids[-1] in (*params.stop_token_ids, *ends)
             shown = ids[:-1] if ended else ids
             early = max(0, params.min_tokens - 1)  # stop strings count from the min_tokens-th token on, as in the engine
             before = StopStream(self.tokenizer.token_bytes)

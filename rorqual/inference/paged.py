@@ -1,7 +1,7 @@
 """Latent cache in blocks: one tensor for all layers and sequences, read and written through block tables.
 
-Position p of a sequence lies in block table[p // block_size], slot p % block_size. An entry is that of inference.cache: the latent
-after its norm, the shared key after its rotation. In test mode (`poison`) free slots hold NaN and the view shows empty slots as
+Position p of a sequence lies in block table[p // block_size], slot p % block_size. An entry is the latent after its norm and the
+shared key after its rotation (report section 2.1.1; specification sections 2.5 and 2.6): kv_lora_rank + qk_rope_head_dim numbers. In test mode (`poison`) free slots hold NaN and the view shows empty slots as
 zeros, so that only a read of a slot that is wrongly taken for filled gives NaN. Shape letters: b rows, s new positions, t slots,
 n blocks of a row, c latent width, r rotary width.
 """

@@ -25,7 +25,7 @@ def laptop() -> RunConfig:
     """About fifteen minutes on two slow cores, corpus and report included; 18 TFLOP of training."""
     return _run(
         "laptop",
-        total_tokens=1_500_000,
+        total_tokens=1_540_000,
         model=ModelConfig(
             vocab_size=VOCAB_SIZE,
             hidden_size=128,
@@ -49,8 +49,8 @@ def laptop() -> RunConfig:
         ),
         peak=4e-3,
         warmup_steps=100,
-        batch=4,
-        sequence_length=256,
+        batch=8,
+        sequence_length=128,
         validate_every_steps=125,
     )
 
@@ -59,7 +59,7 @@ def laptop_1h() -> RunConfig:
     """About an hour on the same machine: a wider and deeper model, more tokens; 90 TFLOP of training."""
     return _run(
         "laptop_1h",
-        total_tokens=4_150_000,
+        total_tokens=4_300_000,
         model=laptop().model.with_(
             hidden_size=192,
             num_hidden_layers=4,
@@ -70,8 +70,8 @@ def laptop_1h() -> RunConfig:
         ),
         peak=3.5e-3,
         warmup_steps=100,
-        batch=4,
-        sequence_length=256,
+        batch=8,
+        sequence_length=128,
         validate_every_steps=500,
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 from rorqual.errors import TokenizerError
 from rorqual.inference.params import SamplingParams
 from rorqual.inference.stops import StopStream
-from rorqual.server.requests import Served
+from rorqual.server.served import Served
 from rorqual.tokenizer.bpe import Tokenizer
 from rorqual.tokenizer.parse import Answer, Event, StreamParser
 

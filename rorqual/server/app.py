@@ -25,8 +25,8 @@ from rorqual.server.answers import Reply, dumps, event, single
 from rorqual.server.errors import ApiError
 from rorqual.server.limits import Gate, Limits, as_api_error
 from rorqual.server.metrics import Metrics
-from rorqual.server.requests import Served
 from rorqual.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from rorqual.server.served import Served
 from rorqual.server.worker import Engine, Ticket, Worker
 
 _PAGE = Path(__file__).parent / "page"
@@ -81,7 +81,7 @@ class Service:
 
     def __init__(self, engine: Engine, served: Served, limits: Limits) -> None:
         self.served, self.gate = served, Gate(limits)
-        self.worker = Worker(engine, limits.queue_limit)
+        self.worker = Worker(engine, limits.queue_limit, limits.request_seconds)
         self.metrics = Metrics(lambda: engine.stats, served.name)
         self.started = int(time.time())
 

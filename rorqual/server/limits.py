@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -22,13 +23,17 @@ _CALLERS = 10_000
 
 @dataclass(frozen=True)
 class Limits:
-    """`requests_per_minute` counts per key, or per address where there are no keys; None is no limit. `hosts` None takes any Host."""
+    """`requests_per_minute` counts per key, or per address where there are no keys; None is no limit. `hosts` None takes any Host.
+
+    `request_seconds` is how long one request may take before its answer is cut off.
+    """
 
     api_keys: tuple[str, ...] = ()
     body_bytes: int = 8 * 2**20
     requests_per_minute: int | None = None
     queue_limit: int = 512
     hosts: tuple[str, ...] | None = None
+    request_seconds: float | None = None
 
 
 def is_loopback(host: str) -> bool:
@@ -58,10 +63,7 @@ class Gate:
     def enter(self, request: Request) -> None:
         """Host, key and rate; 403, 401 or 429."""
         hosts = self.limits.hosts
-        if (
-            hosts is not None
-            and request.headers.get("host", "").rpartition(":")[0 if ":" in request.headers.get("host", "") else 2] not in hosts
-        ):
+        if hosts is not None and _host_of(request.headers.get("host", "")) not in hosts:
             raise ApiError(403, "this server answers to its own address only; a page of another site may not use it", code="host_refused")
         caller = request.client.host if request.client else ""
         if self._keys:
@@ -107,6 +109,14 @@ class Gate:
             raise ApiError(400, f"the body is not UTF-8 (byte {error.start})") from None
         except (ValueError, RecursionError) as error:
             raise ApiError(400, f"the body is not JSON: {error}") from None
+
+
+def _host_of(header: str) -> str | None:
+    """The name in a Host header, without port and brackets."""
+    try:
+        return urlsplit(f"//{header}").hostname
+    except ValueError:
+        return None
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -32,6 +32,7 @@ class _EngineCollector:
         self._stats, self._model = stats, model
 
     def collect(self) -> Iterator[Metric]:
+        """The engine's figures of now."""
         stats = self._stats()
         read = stats.get if isinstance(stats, dict) else lambda name, default: getattr(stats, name, default)
         for name, (own, text) in _GAUGES.items():

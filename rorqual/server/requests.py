@@ -14,26 +14,12 @@ from rorqual.errors import ConfigError, DataError, TokenizerError
 from rorqual.inference.params import SamplingParams, StructuredOutputs
 from rorqual.server.errors import ApiError
 from rorqual.server.schemas import ChatRequest, CompletionRequest, SamplingRequest
+from rorqual.server.served import Served
 from rorqual.tokenizer import special, templates
-from rorqual.tokenizer.bpe import Tokenizer
 from rorqual.tokenizer.chat import Rendered, check_tool, forced_call, render
 
 Model = TypeVar("Model", bound=BaseModel)
 DEFAULT_COMPLETION_TOKENS = 16
-
-
-@dataclass(frozen=True)
-class Served:
-    """The model behind the server. `stop_ids` end an answer; `adds_bos` says that plain prompts begin with BOS."""
-
-    name: str
-    tokenizer: Tokenizer
-    max_model_len: int
-    vocab_size: int
-    stop_ids: frozenset[int]
-    adds_bos: bool = False
-    style: str = "v3"
-    has_mtp: bool = False
 
 
 def checked(model: type[Model], body: object) -> Model:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import queue
 import threading
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Protocol
@@ -80,23 +81,19 @@ class Ticket:
     def close(self) -> None:
         """Aborts what is not finished; safe to call at any time."""
         if self._worker.forget(self):
-            self._worker.order(self._abort)
-
-    def _abort(self, engine: Engine) -> None:
-        for request_id in self.ids:
-            engine.abort(request_id)
+            self._worker.order(lambda engine: self._worker.abort(engine, self.ids))
 
 
 class Worker:
     """Runs the engine from `start` to `stop`; `submit` and the rest belong to the event loop that started it."""
 
-    def __init__(self, engine: Engine, queue_limit: int = 512) -> None:
-        self.engine, self.queue_limit = engine, queue_limit
+    def __init__(self, engine: Engine, queue_limit: int = 512, request_seconds: float | None = None) -> None:
+        self.engine, self.queue_limit, self.request_seconds = engine, queue_limit, request_seconds
         self._orders: queue.SimpleQueue[Callable[[Engine], object] | None] = queue.SimpleQueue()
         self._tickets: dict[str, Ticket] = {}
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._active: set[str] = set()  # the thread's own
+        self._active: dict[str, int] = {}  # the thread's own: choices that each request still waits for
         self.draining = False
         self.last_error: str | None = None
 
@@ -158,18 +155,25 @@ class Worker:
 
     # ------------------------------------------------------------------ in the engine's thread
 
+    def abort(self, engine: Engine, request_ids: Sequence[str]) -> None:
+        """Forgets requests; called in the engine's thread alone."""
+        for request_id in request_ids:
+            engine.abort(request_id)
+            self._active.pop(request_id, None)
+
     def _admit(self, engine: Engine, ticket: Ticket, prompts: Any, params: SamplingParams, accepted: asyncio.Future[None]) -> None:
         added = []
+        deadline = None if self.request_seconds is None else time.monotonic() + self.request_seconds
         try:
             for request_id, ids in zip(ticket.ids, prompts, strict=True):
-                engine.add_request(request_id, ids, params)
+                engine.add_request(request_id, ids, params, deadline=deadline)
                 added.append(request_id)
         except Exception as error:
             for request_id in added:
                 engine.abort(request_id)
             self._call(_settle, accepted, _refusal(error))
             return
-        self._active.update(added)
+        self._active |= dict.fromkeys(added, params.n)
         self._call(_settle, accepted, None)
 
     def _run(self) -> None:
@@ -179,12 +183,16 @@ class Worker:
                 if what is None:
                     return
                 what(self.engine)
-                self._active &= self._tickets.keys()
             try:
                 outputs = self.engine.step()
             except Exception as error:  # every request fails, the next one is tried
                 self._fail(error)
                 continue
+            for output in outputs:
+                if output.finish_reason is not None and output.request_id in self._active:
+                    self._active[output.request_id] -= 1
+                    if not self._active[output.request_id]:
+                        del self._active[output.request_id]
             if outputs:
                 self._call(self._deliver, outputs)
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rorqual.inference.generate import generate
-from rorqual.inference.sampler import SamplingParams
+from rorqual.inference.llm import LLM
+from rorqual.inference.params import SamplingParams
 from rorqual.train.hyperparams import RunConfig
 from rorqual.train.metrics import MetricsLog, Progress
 from rorqual.train.state import TrainState
@@ -54,9 +54,10 @@ def sample(run: RunConfig, state: TrainState, data: Any, log: MetricsLog) -> Non
         )
         for number, prompt in enumerate(ids)
     ]
-    for done in generate(state.model, ids, params, vocab_limit=data.vocab_size).completions:
-        text = data.tokenizer.decode([token for token in done.token_ids if token != eos])
-        log.write("sample", step=state.position.step, tokens=state.position.tokens, prompt=prompts[done.index], text=text)
+    llm = LLM.from_model(state.model, max_num_seqs=len(ids), vocab_limit=data.vocab_size, speculative=0)
+    for prompt, done in zip(prompts, llm.generate(ids, params), strict=True):
+        text = data.tokenizer.decode([token for token in done.outputs[0].token_ids if token != eos])
+        log.write("sample", step=state.position.step, tokens=state.position.tokens, prompt=prompt, text=text)
 
 
 def final(run: RunConfig, state: TrainState, data: Any, log: MetricsLog, progress: Progress) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from rorqual.checkpoint import hf
 from rorqual.checkpoint.logical import logical_tensors
 from rorqual.checkpoint.names import copies
 from rorqual.config import ModelConfig
-from rorqual.inference.generate import generate
+from tests.reference.loop import generate
 from rorqual.inference.sampler import SamplingParams
 from rorqual.kernels import fp8
 from rorqual.model.transformer import CausalLM

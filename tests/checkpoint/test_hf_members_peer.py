@@ -24,7 +24,7 @@ from torch import Tensor
 from rorqual.checkpoint import hf
 from rorqual.checkpoint.convert import convert
 from rorqual.checkpoint.source import FolderSource
-from rorqual.inference.generate import generate
+from tests.reference.loop import generate
 from rorqual.inference.sampler import SamplingParams
 from rorqual.model.transformer import CausalLM
 from tests.checkpoint import members

@@ -13,6 +13,8 @@ import torch
 
 from rorqual.checkpoint import hf
 from rorqual.cli import generate
+from rorqual.inference import prompts
+from rorqual.inference.engine import StepOutput
 from rorqual.cli.main import main
 from rorqual.errors import ConfigError, DataError
 from rorqual.model.transformer import CausalLM
@@ -41,9 +43,9 @@ def _run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[str, str]:
 
 def test_the_text_begins_with_the_prompt_and_is_the_same_for_every_way_of_drafting(folder, capsys):
     asked = (folder, "the whale", "--max-new-tokens", 24, "--temperature", 0.9, "--seed", 5)
-    texts = [_run(capsys, *asked, "--speculative", how)[0] for how in ("auto", "off", "1")]
+    texts = [_run(capsys, *asked, "--speculative", how)[0] for how in ("auto", "off", "1", "2")]
     assert texts[0].startswith("the whale") and len(texts[0]) > 20
-    assert texts == texts[:1] * 3
+    assert texts == texts[:1] * 4
     assert _run(capsys, *asked[:-1], 6)[0] != texts[0]
 
 
@@ -55,25 +57,10 @@ def test_statistics_go_to_standard_error(folder, capsys):
     assert plain[0] == out and "drafts" not in plain[1]
 
 
-class _Scripted:
-    """Stands in for the loop: gives one token per step."""
-
-    def __init__(self, tokens: list[int], reason: str = "length") -> None:
-        self._tokens, self._reason = list(tokens), reason
-
-    @property
-    def done(self) -> bool:
-        return not self._tokens
-
-    def step(self):  # type: ignore[no-untyped-def]
-        from rorqual.inference.generate import Delta
-
-        token = self._tokens.pop(0)
-        return [Delta(0, 0, [token], None if self._tokens else self._reason)]
-
-
 def _pieces(folder: Path, tokens: list[int], reason: str = "length") -> list[str]:
-    return list(generate._shown("", _Scripted(tokens, reason), bpe.load(folder)))  # type: ignore[arg-type]
+    """What is shown of these tokens, which come one by one."""
+    steps = [StepOutput("1", 0, [token], None, None if place < len(tokens) - 1 else reason) for place, token in enumerate(tokens)]
+    return list(generate._shown("", steps, bpe.load(folder)))
 
 
 def test_characters_split_over_tokens_come_whole(folder):
@@ -109,22 +96,22 @@ def test_the_prompt_from_standard_input(folder, capsys, monkeypatch):
 def test_prompts_and_their_beginning(folder):
     tokenizer = bpe.load(folder)
     text = tokenizer.encode("whale")
-    assert generate.prompt_ids(tokenizer, "whale", False, 1) == text
-    assert generate.prompt_ids(tokenizer, "whale", True, 1) == [tokenizer.bos_id, *text]
-    assert generate.prompt_ids(tokenizer, "<\uff5cbegin\u2581of\u2581sentence\uff5c>whale", True, 1) == [tokenizer.bos_id, *text]
-    assert generate.prompt_ids(tokenizer, "", False, 7) == [7] and generate.prompt_ids(tokenizer, "", True, 7) == [tokenizer.bos_id]
+    assert prompts.prompt_ids(tokenizer, "whale", False, 1) == text
+    assert prompts.prompt_ids(tokenizer, "whale", True, 1) == [tokenizer.bos_id, *text]
+    assert prompts.prompt_ids(tokenizer, "<\uff5cbegin\u2581of\u2581sentence\uff5c>whale", True, 1) == [tokenizer.bos_id, *text]
+    assert prompts.prompt_ids(tokenizer, "", False, 7) == [7] and prompts.prompt_ids(tokenizer, "", True, 7) == [tokenizer.bos_id]
     with pytest.raises(DataError, match="not valid Unicode"):
-        generate.prompt_ids(tokenizer, "\udcff", False, 1)
+        prompts.prompt_ids(tokenizer, "\udcff", False, 1)
 
 
 def test_end_tokens_come_from_every_file_that_names_them(folder, tmp_path):
     tokenizer = bpe.load(folder)
-    assert generate._end_ids(tmp_path, tokenizer) == (tokenizer.eos_id,)
+    assert prompts.end_ids(tmp_path, tokenizer) == (tokenizer.eos_id,)
     for content, want in (([7, 9], {7, 9}), (8, {8}), (None, set()), ("x", set())):
         (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": content}))
-        assert set(generate._end_ids(tmp_path, tokenizer)) == want | {tokenizer.eos_id}
+        assert set(prompts.end_ids(tmp_path, tokenizer)) == want | {tokenizer.eos_id}
     (tmp_path / "generation_config.json").write_text("[")
-    assert generate._end_ids(tmp_path, tokenizer) == (tokenizer.eos_id,)
+    assert prompts.end_ids(tmp_path, tokenizer) == (tokenizer.eos_id,)
 
 
 def test_the_padding_of_the_vocabulary_is_never_sampled(folder, tmp_path, capsys):
@@ -151,7 +138,6 @@ def test_without_a_number_of_tokens_it_fills_what_fits(folder, capsys):
     [
         (["--max-new-tokens", "0"], 2, "at least 1"),
         (["--speculative", "often"], 2, "must be auto, off or a number"),
-        (["--speculative", "2"], 1, "num_drafts (2) needs as many MTP modules"),
         (["--temperature", "-1"], 1, "temperature (-1.0)"),
         (["--top-p", "0"], 1, "top_p (0.0)"),
         (["--top-k", "-3"], 1, "top_k (-3)"),

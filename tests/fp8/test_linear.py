@@ -10,7 +10,7 @@ import torch
 from rorqual.checkpoint import hf
 from rorqual.errors import CheckpointError, ConfigError
 from rorqual.fp8.linear import Fp8GroupedLinear, Fp8Linear, empty_model, fill_random, targets
-from rorqual.inference.generate import generate
+from tests.reference.loop import generate
 from rorqual.inference.sampler import SamplingParams
 from rorqual.kernels import fp8
 from tests.checkpoint import members

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from tests.guards import tree
@@ -19,8 +22,15 @@ def test_imports_go_upwards_only(path):
             assert tree.ORDER.index(there) <= tree.ORDER.index(here), f"{path}:{item.line} imports {item.module}: {there} is below {here}"
 
 
-def test_package_files_are_empty():
-    assert [str(path) for path in tree.PACKAGE.rglob("__init__.py") if path.read_text().strip()] == []
+def test_package_files_are_empty_but_for_the_two_lazy_names():
+    assert [path for path in tree.PACKAGE.rglob("__init__.py") if path.read_text().strip()] == [tree.PACKAGE / "__init__.py"]
+    code = "import sys, rorqual; print([m for m in sys.modules if m.startswith(('torch', 'numpy', 'rorqual.'))]); print(rorqual.LLM.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "rorqual.inference.llm"]
+    with pytest.raises(AttributeError, match="nothing"):
+        import rorqual
+
+        rorqual.nothing  # noqa: B018
 
 
 @pytest.mark.parametrize("path", tree.sources(tree.PACKAGE / "model"), ids=tree.name_of)

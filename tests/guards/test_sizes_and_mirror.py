@@ -30,7 +30,7 @@ def test_test_files_mirror_source_files():
     lost = []
     for path in tests.rglob("test_*.py"):
         folder, subject = path.relative_to(tests).parent, path.stem.removeprefix("test_")
-        if folder.parts[:1] in (("guards",), ("benchmarks",)):
+        if folder.parts[:1] in (("guards",), ("benchmarks",), ("reference",)):
             continue
         stems = {source.stem for source in (tree.PACKAGE / folder).glob("*.py")}
         if not any(subject == stem or subject.startswith(f"{stem}_") for stem in stems):

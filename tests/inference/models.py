@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from rorqual.inference.cache import ContiguousCache, RowCache
 from rorqual.inference.sampler import SamplingParams, sample
-from rorqual.inference.sequence import Sequence
-from rorqual.inference.speculative import MTPDrafter
 from rorqual.model.transformer import CausalLM
+from tests.reference.cache import ContiguousCache, RowCache
+from tests.reference.drafter import MTPDrafter
+from tests.reference.sequence import Sequence
 from tests.tiny import t0
 
 GREEDY = SamplingParams(max_tokens=32, temperature=0, ignore_eos=True)

@@ -10,10 +10,10 @@ import pytest
 
 from rorqual.errors import ConfigError, DataError
 from rorqual.inference.engine import Engine
-from rorqual.inference.generate import generate
 from rorqual.inference.sampler import SamplingParams
 from rorqual.inference.scheduler import QueueFullError
 from tests.inference.models import GREEDY, agreeing, build, prompt
+from tests.reference.loop import generate
 
 SHORT = dataclasses.replace(GREEDY, max_tokens=20)
 SAMPLED = SamplingParams(max_tokens=20, temperature=0.8, top_p=0.9, top_k=50, seed=3, ignore_eos=True)

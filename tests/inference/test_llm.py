@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 
 from rorqual.errors import ConfigError
-from rorqual.inference.generate import generate
 from rorqual.inference.llm import LLM
 from rorqual.tokenizer import bpe
 from tests.inference.models import GREEDY, agreeing, build, prompt
+from tests.reference.loop import generate
 
 SHORT = dataclasses.replace(GREEDY, max_tokens=12)
 

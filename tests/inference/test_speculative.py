@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from rorqual.errors import ConfigError
-from rorqual.inference.generate import Generator, generate
 from rorqual.inference.sampler import SamplingParams, sample, uniform
-from rorqual.inference.speculative import MTPDrafter, accept_or_resample, acceptance_rate, residual
+from rorqual.inference.speculative import accept_or_resample, acceptance_rate, residual
 from tests.inference.models import CheckedDrafter, FixedDrafter, agreeing, build, is_its_own_choice, make_cache, prompt
+from tests.reference.drafter import MTPDrafter
+from tests.reference.loop import Generator, generate
 
 LONG = SamplingParams(max_tokens=200, temperature=0, ignore_eos=True)
 SHORT = SamplingParams(max_tokens=17, temperature=0, ignore_eos=True)

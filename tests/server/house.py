@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rorqual.server.limits import Limits
-from rorqual.server.requests import Served
+from rorqual.server.served import Served
 from tests.server.scripted import ScriptedEngine
 from tests.tokenizer.samples import tokenizer
 
@@ -21,7 +21,9 @@ BYTE = {tokenizer().token_bytes(number): number for number in range(3, 259)}
 
 def served(**changes: Any) -> Served:
     """The sample tokenizer's model."""
-    return Served(**{"name": "tiny", "tokenizer": tokenizer(), "max_model_len": CONTEXT, "vocab_size": 512, "stop_ids": frozenset([1])} | changes)  # type: ignore[arg-type]
+    return Served(
+        **{"name": "tiny", "tokenizer": tokenizer(), "max_model_len": CONTEXT, "vocab_size": 512, "stop_ids": frozenset([1])} | changes
+    )  # type: ignore[arg-type]
 
 
 def saying(*texts: str, **options: Any) -> ScriptedEngine:

@@ -49,7 +49,14 @@ def folded(chunks: list[Any], index: int) -> dict[str, Any]:
 def test_a_stream_folds_to_the_whole_answer(text: str, per_step: int) -> None:
     body = {"messages": [HI], "n": 2, "logprobs": True, "top_logprobs": 2, "tools": [TOOL]}
     whole = ask(saying(text, "two", per_step=per_step), CHAT, body, max_model_len=900).json()
-    chunks = events(ask(saying(text, "two", per_step=per_step), CHAT, body | {"stream": True, "stream_options": {"include_usage": True}}, max_model_len=900))
+    chunks = events(
+        ask(
+            saying(text, "two", per_step=per_step),
+            CHAT,
+            body | {"stream": True, "stream_options": {"include_usage": True}},
+            max_model_len=900,
+        )
+    )
     assert len({(chunk["id"], chunk["created"], chunk["model"]) for chunk in chunks}) == 1
     assert chunks[-1]["choices"] == [] and chunks[-1]["usage"] == whole["usage"]
     assert all(chunk["usage"] is None for chunk in chunks[:-1])
@@ -66,7 +73,9 @@ def test_a_stream_folds_to_the_whole_answer(text: str, per_step: int) -> None:
 
 
 def test_what_an_answer_says() -> None:
-    call = ask(saying(f"{S.TOOL_CALLS_BEGIN}{CALL % '{}'}{S.TOOL_CALLS_END}"), CHAT, {"messages": [HI], "tools": [TOOL]}, max_model_len=900).json()["choices"][0]
+    call = ask(
+        saying(f"{S.TOOL_CALLS_BEGIN}{CALL % '{}'}{S.TOOL_CALLS_END}"), CHAT, {"messages": [HI], "tools": [TOOL]}, max_model_len=900
+    ).json()["choices"][0]
     assert call["finish_reason"] == "tool_calls" and call["message"]["content"] is None
     assert call["message"]["tool_calls"][0]["function"] == {"name": "f", "arguments": "{}"}
     empty = ask(saying(""), CHAT, {"messages": [HI]}).json()
@@ -148,7 +157,8 @@ def test_bad_requests_are_told_and_the_next_one_works() -> None:
     async def work(client: Any) -> None:
         answers = [(await client.post(CHAT, json=body), status, str(body)) for body, status in BAD]
         answers += [
-            (await client.post(CHAT, content=data, headers={"content-type": "application/json"} | headers), 400, str(data[:20])) for data, headers in raw
+            (await client.post(CHAT, content=data, headers={"content-type": "application/json"} | headers), 400, str(data[:20]))
+            for data, headers in raw
         ]
         answers.append((await client.post(CHAT, content=b" " * (9 * 2**20), headers={"content-type": "application/json"}), 413, "long"))
         answers += [(await client.get(CHAT), 405, "GET"), (await client.get("/nowhere"), 404, "path")]
@@ -167,7 +177,13 @@ def test_bad_requests_are_told_and_the_next_one_works() -> None:
 
 def test_keys_hosts_rates_and_queue() -> None:
     async def keys(client: Any) -> None:
-        for header in ({}, {"authorization": "Bearer b"}, {"authorization": "Basic aa"}, {"authorization": "Bearer aaa"}, {"authorization": "aa"}):
+        for header in (
+            {},
+            {"authorization": "Bearer b"},
+            {"authorization": "Basic aa"},
+            {"authorization": "Bearer aaa"},
+            {"authorization": "aa"},
+        ):
             assert (await client.get("/v1/models", headers=header)).status_code == 401
         assert (await client.get("/v1/models", headers={"authorization": "Bearer aa"})).status_code == 200
         for path in ("/health", "/ready", "/metrics", "/"):
@@ -220,7 +236,11 @@ def test_models_tokens_and_figures() -> None:
         assert (await client.post("/detokenize", json={"tokens": text["tokens"]})).json() == {"prompt": "the 🦈"}
         chat = (await client.post("/tokenize", json={"messages": [HI]})).json()["tokens"]
         assert tokenizer().decode(chat) == f"{S.BOS}{S.USER}hi{S.ASSISTANT}"
-        assert (await client.post("/tokenize", json={})).status_code == (await client.post("/detokenize", json={"tokens": [-1]})).status_code == 400
+        assert (
+            (await client.post("/tokenize", json={})).status_code
+            == (await client.post("/detokenize", json={"tokens": [-1]})).status_code
+            == 400
+        )
         assert (await client.post(CHAT, json={"messages": [HI]})).status_code == 200
         figures = (await client.get("/metrics")).text
         for line in ('prompt_tokens_total{model_name="tiny"} 5.0', 'generation_tokens_total{model_name="tiny"} 4.0', 'num_requests_running{model_name="tiny"} 2.0',
@@ -240,12 +260,21 @@ def test_a_forced_call_brings_its_opening_and_its_grammar() -> None:
     ids, params = engine.seen[0]
     assert tokenizer().decode(ids).endswith(f"{S.ASSISTANT}{S.TOOL_CALLS_BEGIN}{S.TOOL_CALL_BEGIN}function{S.TOOL_SEP}")
     assert params.structured_outputs.grammar.startswith("start: call0\ncall0:")
-    assert folded(events(ask(saying('f\n```json\n{"a":1}\n```'), CHAT, body | {"stream": True}, max_model_len=900)), 0)["calls"][0]["arguments"] == '{"a":1}'
+    assert (
+        folded(events(ask(saying('f\n```json\n{"a":1}\n```'), CHAT, body | {"stream": True}, max_model_len=900)), 0)["calls"][0][
+            "arguments"
+        ]
+        == '{"a":1}'
+    )
 
 
 def test_structured_output_reaches_the_engine() -> None:
     engine = saying("{}")
-    ask(engine, CHAT, {"messages": [HI], "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}})
+    ask(
+        engine,
+        CHAT,
+        {"messages": [HI], "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}},
+    )
     ask(engine, CHAT, {"messages": [HI], "response_format": {"type": "json_object"}})
     ask(engine, CHAT, {"messages": [HI], "structured_outputs": {"choice": ["a", "b"]}})
     wanted = [params.structured_outputs for _, params in engine.seen]

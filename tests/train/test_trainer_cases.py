@@ -21,8 +21,8 @@ from rorqual.checkpoint.logical import logical_tensors
 from rorqual.checkpoint.names import copies, expected
 from rorqual.data.config import DataConfig
 from rorqual.data.loader import PackedDataset
-from rorqual.inference.cache import ContiguousCache
-from rorqual.inference.generate import generate
+from tests.reference.cache import ContiguousCache
+from tests.reference.loop import generate
 from rorqual.inference.sampler import SamplingParams
 from rorqual.model.transformer import CausalLM
 from rorqual.planner.params import count

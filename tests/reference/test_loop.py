@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from rorqual.errors import ConfigError, DataError, NonFiniteError
-from rorqual.inference.cache import ContiguousCache
-from rorqual.inference.generate import Generator, generate
 from rorqual.inference.sampler import SamplingParams
 from tests.inference.models import GREEDY, agreeing, build, is_its_own_choice, make_cache, prompt, without_cache
+from tests.reference.cache import ContiguousCache
+from tests.reference.loop import Generator, generate
 
 SAMPLED = SamplingParams(max_tokens=16, temperature=0.8, top_p=0.9, top_k=50, seed=3, ignore_eos=True)
 ONE = dataclasses.replace(GREEDY, max_tokens=1)

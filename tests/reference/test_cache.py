@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rorqual.inference.cache import ContiguousCache
 from rorqual.planner.params import cache_values_per_token
+from tests.reference.cache import ContiguousCache
 from tests.tiny import t0
 
 WIDTH = 40  # T0: kv_lora_rank 32 + qk_rope_head_dim 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rorqual.inference.sampler import SamplingParams
-from rorqual.inference.sequence import Sequence
+from tests.reference.sequence import Sequence
 
 
 def _sequence(max_length: int) -> Sequence:

@@ -24,11 +24,11 @@ from torch import Tensor
 
 from rorqual.config import ModelConfig
 from rorqual.errors import ConfigError, DataError
-from rorqual.inference.cache import ContiguousCache, RowCache
 from rorqual.inference.sampler import SamplingParams, sample
-from rorqual.inference.sequence import Sequence
-from rorqual.inference.speculative import Drafter, MTPDrafter
 from rorqual.model.transformer import CausalLM
+from tests.reference.cache import ContiguousCache, RowCache
+from tests.reference.drafter import Drafter, MTPDrafter
+from tests.reference.sequence import Sequence
 
 CHUNK_SIZE = 256
 _PREFILL_TOKENS = 2048  # of all rows of one forward
