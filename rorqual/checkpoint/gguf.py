@@ -245,18 +245,33 @@ def _tokenizer(writer: Any, config: ModelConfig, folder: Path | None, gguf: Any)
     splits = [
         one["pattern"].get("Regex") for one in (content.get("pre_tokenizer") or {}).get("pretokenizers", []) if one.get("type") == "Split"
     ]
-    known = {special.SPLITS: "deepseek-v3", (ranks.SPLIT,): "kimi-k2"}
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(known.get(tuple(splits), "deepseek-llm"))
+    writer.add_tokenizer_pre(_pre(splits, {special.SPLITS: "deepseek-v3", (ranks.SPLIT,): "kimi-k2"}))
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"].get("merges", [])])
     for name, number in (("bos", config.bos_token_id), ("eos", config.eos_token_id), ("padding", config.pad_token_id)):
         if number is not None:
             writer.add_uint32(f"tokenizer.ggml.{name}_token_id", number)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(tokenizer.adds_bos)
     if tokenizer.chat_template is not None:
         writer.add_chat_template(tokenizer.chat_template)
+
+
+def _pre(splits: list[Any], known: dict[tuple[str, ...], str]) -> str:
+    """llama.cpp's name for how a tokenizer splits text; CheckpointError for a way that has none here, since ids would be wrong unseen."""
+    found = known.get(tuple(splits))
+    if (
+        found is None
+        and splits[:1] in (["[\r\n]"], [r"[\r\n]"])
+        and len(splits) > 2
+        and str(splits[1]).startswith((r"\s?\p{L}+", r"\s?[A-Za-z"))
+    ):
+        found = "deepseek-llm"  # V2's generation
+    if found is None:
+        names = ", ".join([*known.values(), "deepseek-llm"])
+        raise CheckpointError(f"the tokenizer splits text by {splits or 'no pattern'}, which is none of {names}; GGUF can name only those")
+    return found
 
 
 def tensors_of(path: Path) -> dict[str, torch.Tensor]:

@@ -82,6 +82,6 @@ def open_engine(args: argparse.Namespace, name: str | None = None, queue_limit: 
     )  # fmt: skip
     served = Served(
         name or args.folder.resolve().name, tokenizer, config.max_position_embeddings, config.vocab_size, engine.end_ids,
-        adds_bos=prompts.adds_bos(loaded.origin), style=style_of(tokenizer), has_mtp=engine.num_drafts > 0,
+        adds_bos=loaded.tokenizer.adds_bos, style=style_of(tokenizer), has_mtp=engine.num_drafts > 0,
     )  # fmt: skip
     return Opened(engine, served, loaded)

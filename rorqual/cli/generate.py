@@ -80,14 +80,14 @@ def main(argv: list[str]) -> int:
     from rorqual.cli.model_folder import load_folder
     from rorqual.inference.engine import Engine
     from rorqual.inference.params import SamplingParams
-    from rorqual.inference.prompts import adds_bos, end_ids, prompt_ids
+    from rorqual.inference.prompts import end_ids, prompt_ids
 
     asked = SamplingParams(temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, seed=args.seed)
     loaded = load_folder(Path(args.words[0]), args.tokenizer, weights=args.weights, layers=layers)
     for notice in loaded.notices:
         print(f"note: {notice}", file=sys.stderr)
     config = loaded.model.config
-    ids = prompt_ids(loaded.tokenizer, prompt, adds_bos(loaded.origin), config.eos_token_id)
+    ids = prompt_ids(loaded.tokenizer, prompt, loaded.tokenizer.adds_bos, config.eos_token_id)
     room = max(1, config.max_position_embeddings - len(ids))  # 1: a prompt that is too long is refused with its own message
     most = args.max_new_tokens or min(DEFAULT_TOKENS, room)
     speculative = "auto" if args.speculative == "auto" else 0 if args.speculative == "off" else int(args.speculative)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rorqual.errors import ConfigError
 from rorqual.inference.engine import Engine
 from rorqual.inference.params import SamplingParams
-from rorqual.inference.prompts import adds_bos, end_ids, prompt_ids
+from rorqual.inference.prompts import end_ids, prompt_ids
 from rorqual.inference.sampler import TokenLogprobs
 from rorqual.inference.stops import StopStream
 
@@ -67,7 +67,7 @@ class LLM:
             model, tokenizer, speculative=speculative, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
             memory=memory, end_ids=end_ids(place, tokenizer),
         )  # fmt: skip
-        self._calls, self._keeps_prefixes, self._adds_bos = 0, True, adds_bos(place)
+        self._calls, self._keeps_prefixes, self._adds_bos = 0, True, tokenizer.adds_bos
 
     @classmethod
     def from_model(

@@ -28,11 +28,6 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, adds_bos: bool, eos_id: int) -
     return ids or [eos_id]
 
 
-def adds_bos(folder: Path) -> bool:
-    """Whether tokenizer_config.json asks for BOS before a text."""
-    return _read(folder / "tokenizer_config.json").get("add_bos_token") is True
-
-
 def end_ids(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     """End tokens beside the configuration's: generation_config.json may list several, and the tokenizer names its own."""
     named = _read(folder / "generation_config.json").get("eos_token_id")

@@ -282,7 +282,7 @@ def _routes(app: FastAPI, service: Service) -> None:
     ]  # fmt: skip
     problem = {"description": "refused", "content": {"application/json": {"schema": {"type": "object", "required": ["error"]}}}}
     for path, route, model in posts:
-        body = {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}
+        body = {"required": True, "content": {"application/json": {"schema": body_schema(model)}}}
         responses: dict[int | str, Any] = {status: problem for status in (400, 401, 403, 404, 413, 429, 501, 503)}
         app.add_api_route(path, route, methods=["POST"], response_class=Response, responses=responses, openapi_extra={"requestBody": body})
     for path, route in (
@@ -301,6 +301,21 @@ def _routes(app: FastAPI, service: Service) -> None:
             return Response(content, media_type=f"{kind}; charset=utf-8", headers=headers)
 
         app.add_route("/" if name == "index.html" else f"/{name}", _static(page), methods=["GET"], include_in_schema=False)
+
+
+def body_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The model's JSON schema with its definitions put where they are used, as an OpenAPI document needs it."""
+    whole = model.model_json_schema()
+    definitions = whole.pop("$defs", {})
+
+    def inlined(value: Any) -> Any:
+        if isinstance(value, dict):
+            if "$ref" in value:
+                return inlined(definitions[value["$ref"].rpartition("/")[2]])
+            return {name: inlined(inner) for name, inner in value.items()}
+        return [inlined(inner) for inner in value] if isinstance(value, list) else value
+
+    return dict(inlined(whole))
 
 
 def _static(page: Callable[[], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:

@@ -53,10 +53,24 @@ class SamplingRequest(_Request):
     user: str | None = None
 
 
+_MESSAGE = {
+    "type": "object",
+    "required": ["role"],
+    "properties": {
+        "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+        "content": {"anyOf": [{"type": "string"}, {"type": "null"}, {"type": "array", "items": {"type": "object"}}]},
+        "reasoning_content": {"type": "string"},
+        "tool_calls": {"type": "array", "items": {"type": "object"}},
+    },
+}
+Messages = Annotated[list[Any], Field(json_schema_extra={"items": _MESSAGE})]
+"""What the document says of messages; tokenizer.chat.check_message judges them."""
+
+
 class ChatRequest(SamplingRequest):
     """POST /v1/chat/completions."""
 
-    messages: list[Any]
+    messages: Messages
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -81,7 +95,7 @@ class TokenizeRequest(_Request):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[Any] | None = None
+    messages: Messages | None = None
     tools: list[Any] | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -170,6 +170,11 @@ class Tokenizer:
         return self.token_to_id(special.FIM_END)
 
     @property
+    def adds_bos(self) -> bool:
+        """Whether tokenizer_config.json asks for BOS before a text; `encode` itself never adds it."""
+        return self._settings.get("add_bos_token") is True
+
+    @property
     def chat_template(self) -> str | None:
         """The template that came with the file, None if there was none."""
         template = self._settings.get("chat_template")

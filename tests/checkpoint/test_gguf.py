@@ -173,3 +173,9 @@ def test_llama_cpp_gives_the_same_greedy_tokens(tmp_path: Path, name: str) -> No
     with FolderSource(folder) as source:
         out = exporting.write(source, folder, tmp_path / "m.gguf", outtype="f32")
         assert "the same" in gguf_check.check(out, source, folder)
+
+
+def test_a_tokenizer_that_llama_cpp_cannot_name_is_refused():
+    with pytest.raises(CheckpointError, match="is none of deepseek-v3, deepseek-llm"):
+        exporting._pre([r"\w+"], {("a",): "deepseek-v3"})
+    assert exporting._pre(["a"], {("a",): "deepseek-v3"}) == "deepseek-v3"

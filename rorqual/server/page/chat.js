@@ -55,7 +55,7 @@ async function answer() {
   const show = () => {
     const steps = state.tokens - state.drafts, seconds = (performance.now() - state.first) / 1000;
     const speed = state.tokens > 1 && seconds > 0 ? (state.tokens / seconds).toFixed(1) + " tokens/s" : "";
-    const kept = state.drafts ? ", " + (state.tokens / Math.max(1, steps)).toFixed(2) + " tokens per step, " + state.drafts + " drafted" : "";
+    const kept = state.drafts ? ", " + (state.tokens / Math.max(1, steps)).toFixed(2) + " tokens per step, a draft accepted in " + Math.round(100 * state.drafts / Math.max(1, steps)) + "% of steps" : "";
     $("speed").textContent = speed + kept;
     foot.textContent = state.tokens + " tokens" + (speed ? ", " + speed : "") + kept + (state.reason === "length" ? ", cut by the length limit" : "");
   };
