@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import sys
 from pathlib import Path
@@ -13,10 +12,9 @@ import torch
 
 from rorqual.checkpoint import hf
 from rorqual.cli import generate
-from rorqual.inference import prompts
-from rorqual.inference.engine import StepOutput
 from rorqual.cli.main import main
-from rorqual.errors import ConfigError, DataError
+from rorqual.errors import ConfigError
+from rorqual.inference.engine import StepOutput
 from rorqual.model.transformer import CausalLM
 from rorqual.tokenizer import bpe
 from tests.tiny import t0
@@ -91,27 +89,6 @@ def test_the_prompt_from_standard_input(folder, capsys, monkeypatch):
     assert out == _run(capsys, folder, "the whale", "--max-new-tokens", 3, "--temperature", 0)[0]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), encoding="utf-8"))
     assert main(["generate", str(folder), "-"]) == 1 and "not valid Unicode" in capsys.readouterr().err
-
-
-def test_prompts_and_their_beginning(folder):
-    tokenizer = bpe.load(folder)
-    text = tokenizer.encode("whale")
-    assert prompts.prompt_ids(tokenizer, "whale", False, 1) == text
-    assert prompts.prompt_ids(tokenizer, "whale", True, 1) == [tokenizer.bos_id, *text]
-    assert prompts.prompt_ids(tokenizer, "<\uff5cbegin\u2581of\u2581sentence\uff5c>whale", True, 1) == [tokenizer.bos_id, *text]
-    assert prompts.prompt_ids(tokenizer, "", False, 7) == [7] and prompts.prompt_ids(tokenizer, "", True, 7) == [tokenizer.bos_id]
-    with pytest.raises(DataError, match="not valid Unicode"):
-        prompts.prompt_ids(tokenizer, "\udcff", False, 1)
-
-
-def test_end_tokens_come_from_every_file_that_names_them(folder, tmp_path):
-    tokenizer = bpe.load(folder)
-    assert prompts.end_ids(tmp_path, tokenizer) == (tokenizer.eos_id,)
-    for content, want in (([7, 9], {7, 9}), (8, {8}), (None, set()), ("x", set())):
-        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": content}))
-        assert set(prompts.end_ids(tmp_path, tokenizer)) == want | {tokenizer.eos_id}
-    (tmp_path / "generation_config.json").write_text("[")
-    assert prompts.end_ids(tmp_path, tokenizer) == (tokenizer.eos_id,)
 
 
 def test_the_padding_of_the_vocabulary_is_never_sampled(folder, tmp_path, capsys):

@@ -1,0 +1,22 @@
+"""Options that `serve` and `chat` share, and what they open."""
+
+from __future__ import annotations
+
+import argparse
+
+from rorqual.cli.engine import add_options, open_engine
+from tests.server.real import model_folder
+
+
+def test_the_engine_is_as_asked(tmp_path):
+    folder = model_folder(tmp_path)
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    plain = open_engine(parser.parse_args([str(folder)]))
+    assert (plain.served.name, plain.served.style, plain.served.max_model_len, plain.served.has_mtp) == ("tiny", "v3", 1024, True)
+    assert plain.engine.auto and plain.engine.num_drafts == 1 and plain.engine.scheduler.max_num_seqs == 64
+    options = ["--speculative", "off", "--max-num-seqs", "3", "--max-num-batched-tokens", "99", "--cache-gb", "0.001"]
+    asked = open_engine(parser.parse_args([str(folder), *options]), "other", 5)
+    assert asked.served.name == "other" and asked.engine.num_drafts == 0 and asked.engine.pool.num_blocks < plain.engine.pool.num_blocks
+    scheduler = asked.engine.scheduler
+    assert (scheduler.max_num_seqs, scheduler.budget, scheduler.queue_limit) == (3, 99, 5)
