@@ -28,7 +28,7 @@ check: $(INSTALLED) ## lint, formatting, types
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-test-peer: $(PEERS) ## install the extra `hf` and compare with transformers
+test-peer: $(PEERS) ## install the extras `hf` and `peers`, compare with transformers and other peers
 	@$(PY) -m pytest -q -n auto --dist loadfile -m peer
 
 test-slow: $(PEERS) ## the tests that take minutes, without the shape checks
@@ -61,5 +61,5 @@ $(INSTALLED): constraints.txt pyproject.toml | .venv/pyvenv.cfg
 	@touch $@
 
 $(PEERS): $(INSTALLED)
-	$(PIP) install -c constraints.txt -e '.[dev,hf,official-tokenizer]'
+	$(PIP) install -c constraints.txt -e '.[dev,hf,official-tokenizer,peers]'
 	@touch $@
