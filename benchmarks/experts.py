@@ -59,7 +59,7 @@ def main() -> None:
         x = torch.randn(args.tokens, config.hidden_size, generator=generator).requires_grad_()
         scores = torch.rand(args.tokens, config.n_routed_experts, generator=generator)
         weights, indices = scores.topk(config.num_experts_per_tok)
-        routing = Routing(indices, weights / weights.sum(-1, keepdim=True), scores)
+        routing = Routing(indices, weights / weights.sum(-1, keepdim=True), scores, indices)
         up = torch.randn(args.tokens, config.hidden_size, generator=generator)
         torch.testing.assert_close(
             ours(experts, x, routing, config.n_routed_experts), grouped(experts, x, routing, config.n_routed_experts), atol=1e-4, rtol=1e-3

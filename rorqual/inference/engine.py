@@ -42,6 +42,7 @@ class StepOutput:
     """What one step gave choice `index` of a request. `finish_reason`: None while it goes on, "stop", "length" or "abort".
 
     `new_logprobs` where the request asked; `prompt_logprobs` once, with the first token, None for the prompt's first place.
+    `routed_experts` once, at the end, where the engine records them: [tokens but the last, MoE layers, chosen], prompt included.
     """
 
     request_id: str
@@ -50,6 +51,7 @@ class StepOutput:
     new_logprobs: list[TokenLogprobs] | None = None
     finish_reason: str | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    routed_experts: Tensor | None = None
 
 
 @dataclass
@@ -77,6 +79,7 @@ class Engine:
     vocab_limit: ids from there up are never sampled (default: the tokenizer's size). end_ids: tokens that end an answer beside the
     configuration's (inference.prompts.end_ids reads a folder's). poison: test mode, free slots hold NaN.
     compiled: False keeps to PyTorch where the compiled decode step would run.
+    enable_return_routed_experts: record which experts every token went to, as vLLM's option of that name.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Engine:
         queue_limit: int | None = None,
         poison: bool = False,
         compiled: bool = True,
+        enable_return_routed_experts: bool = False,
     ) -> None:
         config = model.config
         self.auto = speculative == "auto"
@@ -115,7 +119,9 @@ class Engine:
         self.model, self.tokenizer = model, tokenizer
         self.end_ids = frozenset([config.eos_token_id, *end_ids])
         device = model.head_weight.device
-        self.storage = PagedStorage(config, num_blocks, num_layers=layers, dtype=dtype, device=device, poison=poison)
+        self.storage = PagedStorage(
+            config, num_blocks, num_layers=layers, dtype=dtype, device=device, poison=poison, keep_routes=enable_return_routed_experts
+        )
         self.pool = BlockPool(num_blocks, BLOCK_SIZE, self.storage.free)
         self.scheduler = Scheduler(
             self.pool, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, queue_limit=queue_limit
@@ -298,6 +304,9 @@ class Engine:
             s = one.sequence
             self.scheduler.register(s, min(s.computed, s.draft_start) if self.runner.modules else s.computed)
             if s.finish_reason is not None:
+                if self.storage.routes is not None:
+                    routes = self.storage.read_routes(s.blocks, len(s.tokens) - 1)
+                    out = [replace(o, routed_experts=routes) if (o.request_id, o.index) == (s.request_id, s.choice) else o for o in out]
                 self.scheduler.remove(s)
                 if all(other.finish_reason for other in self._requests.get(s.request_id, [])):
                     self._requests.pop(s.request_id, None)

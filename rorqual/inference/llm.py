@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from rorqual.errors import ConfigError
-from rorqual.inference.engine import Engine
+from rorqual.inference.engine import Engine, StepOutput
 from rorqual.inference.params import SamplingParams
 from rorqual.inference.prompts import end_ids, prompt_ids
 from rorqual.inference.sampler import TokenLogprobs
@@ -21,13 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CompletionOutput:
-    """One choice. `token_ids` ends with the stop token where there was one; `text` is without it ("" without a tokenizer)."""
+    """One choice. `token_ids` ends with the stop token where there was one; `text` is without it ("" without a tokenizer).
+
+    `routed_experts` [tokens of prompt and answer but the last, MoE layers, chosen] where the engine records them.
+    """
 
     index: int
     text: str
     token_ids: list[int]
     logprobs: list[TokenLogprobs] | None
     finish_reason: str
+    routed_experts: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -78,11 +84,20 @@ class LLM:
         speculative: str | int = "auto",
         max_num_seqs: int = 64,
         vocab_limit: int | None = None,
+        end_ids: Sequence[int] = (),
+        compiled: bool = True,
+        enable_return_routed_experts: bool = False,
     ) -> LLM:
-        """Over a model in memory, whose weights may change between two calls: no cached prefix outlives a call."""
+        """Over a model in memory, whose weights may change between two calls: no cached prefix outlives a call.
+
+        The options are the engine's.
+        """
         made = cls.__new__(cls)
         made.tokenizer = tokenizer
-        made.engine = Engine(model, tokenizer, speculative=speculative, max_num_seqs=max_num_seqs, vocab_limit=vocab_limit)
+        made.engine = Engine(
+            model, tokenizer, speculative=speculative, max_num_seqs=max_num_seqs, vocab_limit=vocab_limit, end_ids=end_ids,
+            compiled=compiled, enable_return_routed_experts=enable_return_routed_experts,
+        )  # fmt: skip
         made._calls, made._keeps_prefixes, made._adds_bos = 0, False, False
         return made
 
@@ -108,7 +123,7 @@ class LLM:
                 self.engine.add_request(name, prompt, wanted)
             while self.engine.has_work:
                 for out in self.engine.step():
-                    answers[out.request_id, out.index].add(out.new_token_ids, out.new_logprobs, out.finish_reason, out.prompt_logprobs)
+                    answers[out.request_id, out.index].add(out)
         except BaseException:
             for name in names:
                 self.engine.abort(name)
@@ -139,7 +154,7 @@ class LLM:
                 text = stream.add(shown) + stream.finish()
             else:
                 text = before.add(shown[:early]) + before.finish() + stream.add(shown[early:]) + stream.finish()
-        return CompletionOutput(index, text, ids, answer.logprobs, str(answer.finish_reason))
+        return CompletionOutput(index, text, ids, answer.logprobs, str(answer.finish_reason), answer.routed_experts)
 
 
 class _Answer:
@@ -148,17 +163,13 @@ class _Answer:
         self.logprobs: list[TokenLogprobs] | None = None
         self.finish_reason: str | None = None
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
+        self.routed_experts: Tensor | None = None
 
-    def add(
-        self,
-        ids: list[int],
-        logprobs: list[TokenLogprobs] | None,
-        reason: str | None,
-        prompt_logprobs: list[TokenLogprobs | None] | None,
-    ) -> None:
+    def add(self, out: StepOutput) -> None:
         """Takes what a step gave."""
-        self.token_ids += ids
-        if logprobs is not None:
-            self.logprobs = (self.logprobs or []) + logprobs
-        self.finish_reason = reason
-        self.prompt_logprobs = prompt_logprobs or self.prompt_logprobs
+        self.token_ids += out.new_token_ids
+        if out.new_logprobs is not None:
+            self.logprobs = (self.logprobs or []) + out.new_logprobs
+        self.finish_reason = out.finish_reason
+        self.prompt_logprobs = out.prompt_logprobs or self.prompt_logprobs
+        self.routed_experts = out.routed_experts

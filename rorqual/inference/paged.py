@@ -17,7 +17,10 @@ from rorqual.inference.blocks import BLOCK_SIZE
 
 
 class PagedStorage:
-    """`values` is [layers, num_blocks, block_size, c + r]; `num_layers` includes the MTP modules asked for."""
+    """`values` is [layers, num_blocks, block_size, c + r]; `num_layers` includes the MTP modules asked for.
+
+    With `keep_routes`, `routes` [num_blocks, block_size, MoE layers of the trunk, chosen] holds the experts that each slot's token went to.
+    """
 
     def __init__(
         self,
@@ -29,10 +32,27 @@ class PagedStorage:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         poison: bool = False,
+        keep_routes: bool = False,
     ) -> None:
+        self.routes: Tensor | None = None
+        if keep_routes:
+            moe = sum(config.is_moe(layer) for layer in range(config.num_hidden_layers))
+            self.routes = torch.full((num_blocks, block_size, moe, config.num_experts_per_tok), -1, dtype=torch.int16, device=device)
         self.block_size, self.poison, self.latent_width = block_size, poison, config.kv_lora_rank
         shape = (num_layers, num_blocks, block_size, config.kv_lora_rank + config.qk_rope_head_dim)
         self.values = torch.full(shape, float("nan") if poison else 0.0, dtype=dtype, device=device)
+
+    def keep(self, tables: Int[Tensor, "b n"], positions: Int[Tensor, "b s"], routes: Int[Tensor, "b s l k"]) -> None:
+        """Writes the experts of tokens at `positions` of the sequences with these block tables."""
+        assert self.routes is not None
+        size = self.block_size
+        slots = tables.gather(1, positions // size) * size + positions % size
+        self.routes.view(-1, *self.routes.shape[2:])[slots.flatten()] = routes.flatten(0, 1).to(torch.int16)
+
+    def read_routes(self, blocks: list[int], tokens: int) -> Int[Tensor, "t l k"]:
+        """Experts of the first `tokens` tokens of a sequence, int16; -1 where a slot was never written."""
+        assert self.routes is not None
+        return self.routes[torch.tensor(blocks, device=self.routes.device)].flatten(0, 1)[:tokens].clone()
 
     def free(self, block: int) -> None:
         """Marks a block's contents as given up; nothing but NaN in test mode."""

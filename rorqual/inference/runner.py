@@ -64,8 +64,15 @@ class Runner:
             ids = [[*one.sequence.tokens[one.sequence.computed : one.end], *one.drafts] for one in group]
             positions = self._positions([one.sequence.computed for one in group], len(ids[0]))
             view = self._view([one.sequence for one in group], positions)
-            hidden = self.model(self._tensor(ids), positions=positions, cache=view).hidden
-            for number, states in zip(numbers, hidden, strict=True):
+            ran = self.model(self._tensor(ids), positions=positions, cache=view)
+            if self.storage.routes is not None and ran.routings:
+                chosen = torch.stack([routing.indices for routing in ran.routings], dim=1)
+                self.storage.keep(
+                    self._tables([one.sequence for one in group], [1] * len(group)),
+                    positions,
+                    chosen.view(*positions.shape, *chosen.shape[1:]),
+                )
+            for number, states in zip(numbers, ran.hidden, strict=True):
                 out[number] = states
         return out
 
@@ -80,7 +87,11 @@ class Runner:
             positions += range(one.sequence.computed, one.sequence.computed + len(rows))
             counts.append(len(rows))
         tables = self._tables([one.sequence for one in work], counts)
-        hidden = self._step.trunk(self._tensor(ids), self._tensor(positions), tables, self.storage.values)
+        kept, places = self.storage.routes, self._tensor(positions)
+        routes = None if kept is None or not kept.shape[2] else torch.empty(kept.shape[2], len(ids), kept.shape[3], dtype=torch.int64)
+        hidden = self._step.trunk(self._tensor(ids), places, tables, self.storage.values, routes)
+        if routes is not None:
+            self.storage.keep(tables, places.unsqueeze(1), routes.transpose(0, 1).unsqueeze(1))
         return list(hidden.split(counts))
 
     def _mtp(self, index: int, group: list[Sequence], hidden: Tensor, ids: list[list[int]], positions: Tensor) -> Tensor:

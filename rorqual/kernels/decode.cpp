@@ -334,8 +334,9 @@ long rq_decode_scratch(const Sizes* s, long n, long longest) {
 }
 
 // Blocks `layers` of them over x [n, m] in place; cache[l] is layer l's storage [num_blocks, block_size, c + r].
+// `routes` takes the chosen experts [MoE layers, n, chosen], or is null.
 void rq_decode(const Sizes* sizes, const Weights* blocks, long layers, float* x, const float* cos, const float* sin, const int64_t* positions,
-               const int64_t* tables, long table_width, float* const* cache, long n, long longest, float* scratch) {
+               const int64_t* tables, long table_width, float* const* cache, long n, long longest, float* scratch, int64_t* routes) {
     const Sizes& s = *sizes;
     const long entry = s.c + s.r, slots = n * (s.chosen > 0 ? s.chosen : 1);
     long ffn = n * (s.dense > s.shared ? s.dense : s.shared);
@@ -350,12 +351,13 @@ void rq_decode(const Sizes* sizes, const Weights* blocks, long layers, float* x,
     b.experts = reinterpret_cast<int64_t*>(p);
     b.order = b.experts + slots;
     b.starts = b.order + slots + s.experts;
-#pragma omp parallel firstprivate(b)
+#pragma omp parallel firstprivate(b, routes)
     for (long l = 0; l < layers; l++) {
         const Weights& w = blocks[l];
         attention(s, w, b, x, cos, sin, positions, tables, table_width, cache[l], n, longest);
         norms(x, s.m, w.post_norm, b.u, s.m, n, s.m, s.eps);
         if (w.gate) {
+            if (routes) b.experts = routes, routes += slots;
             experts(s, w, b, x, n);
         } else {
             swiglu_ffn(s, w, b, b.shared, n, s.dense);

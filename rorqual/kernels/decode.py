@@ -91,11 +91,15 @@ class DecodeStep:
         return _Weights(**{key: None if value is None else value.data_ptr() for key, value in found.items()})
 
     def trunk(
-        self, ids: Int[Tensor, " n"], positions: Int[Tensor, " n"], tables: Int[Tensor, "n t"], storage: Float[Tensor, "l k s c"]
-    ) -> Float[Tensor, "n m"]:
-        """States after the final norm. Row i is token ids[i] at positions[i] of the sequence whose blocks are tables[i]."""
+        self, ids: Int[Tensor, " n"], positions: Int[Tensor, " n"], tables: Int[Tensor, "n t"], storage: Float[Tensor, "l k s c"],
+        routes: Int[Tensor, "e n j"] | None = None,
+    ) -> Float[Tensor, "n m"]:  # fmt: skip
+        """States after the final norm. Row i is token ids[i] at positions[i] of the sequence whose blocks are tables[i].
+
+        `routes`, where it is given, is filled with the experts that each MoE layer chose.
+        """
         x = self._tensors["model.embed_tokens.weight"].index_select(0, ids)
-        self._run(0, self.config.num_hidden_layers, x, positions, tables, storage)
+        self._run(0, self.config.num_hidden_layers, x, positions, tables, storage, routes)
         return self.norm(x, "model.norm.weight")
 
     def mtp(
@@ -128,7 +132,9 @@ class DecodeStep:
         native._call("rq_linear", x, weight, out, len(x), *reversed(weight.shape))
         return out
 
-    def _run(self, first: int, last: int, x: Tensor, positions: Tensor, tables: Tensor, storage: Tensor) -> None:
+    def _run(
+        self, first: int, last: int, x: Tensor, positions: Tensor, tables: Tensor, storage: Tensor, routes: Tensor | None = None
+    ) -> None:
         n, longest = len(x), int(positions.max()) + 1
         tables, positions = tables.to(torch.int64).contiguous(), positions.to(torch.int64).contiguous()
         angle = positions.to(torch.float32).unsqueeze(1) * self._inv_freq
@@ -142,5 +148,5 @@ class DecodeStep:
         pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, cos, sin, positions, tables)]
         self._library.rq_decode(  # type: ignore[union-attr]
             ctypes.byref(self._sizes), blocks, ctypes.c_long(last - first), *pointers, ctypes.c_long(tables.shape[1]), caches, ctypes.c_long(n),
-            ctypes.c_long(longest), ctypes.c_void_p(self._scratch.data_ptr()),
+            ctypes.c_long(longest), ctypes.c_void_p(self._scratch.data_ptr()), ctypes.c_void_p(None if routes is None else routes.data_ptr()),
         )  # fmt: skip

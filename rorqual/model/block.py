@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rorqual.config import ModelConfig
@@ -43,9 +43,9 @@ class Block(nn.Module):
         x = x + self.self_attn(self.input_layernorm(x), context)
         return x, self.post_attention_layernorm(x)
 
-    def dispatch(self, u: Float[Tensor, "b s m"]) -> Dispatched | None:
-        """Sends tokens to their experts; nothing to send in a dense block."""
-        return self.mlp.dispatch(u.flatten(0, 1)) if isinstance(self.mlp, MoE) else None
+    def dispatch(self, u: Float[Tensor, "b s m"], given: Int[Tensor, "n k"] | None = None) -> Dispatched | None:
+        """Sends tokens to their experts, `given` ones where they are named; nothing to send in a dense block."""
+        return self.mlp.dispatch(u.flatten(0, 1), given) if isinstance(self.mlp, MoE) else None
 
     def experts(self, sent: Dispatched | None, u: Float[Tensor, "b s m"]) -> Float[Tensor, "w m"] | Float[Tensor, "b s m"]:
         """The FFN proper: routed experts on their rows, or the dense FFN."""
@@ -59,7 +59,9 @@ class Block(nn.Module):
             return x + rows, None
         return x + self.mlp.combine(rows, sent, u.flatten(0, 1)).view_as(x), BlockStats(self.layer, sent.routing)
 
-    def forward(self, x: Float[Tensor, "b s m"], context: AttentionContext) -> tuple[Float[Tensor, "b s m"], BlockStats | None]:
+    def forward(
+        self, x: Float[Tensor, "b s m"], context: AttentionContext, given: Int[Tensor, "n k"] | None = None
+    ) -> tuple[Float[Tensor, "b s m"], BlockStats | None]:
         x, u = self.attend(x, context)
-        sent = self.dispatch(u)
+        sent = self.dispatch(u, given)
         return self.combine(x, self.experts(sent, u), sent, u)

@@ -98,9 +98,9 @@ class MoE(nn.Module):
         self.shared_experts = DenseMLP(config.hidden_size, shared) if shared else None
         self.dispatcher = Dispatcher()
 
-    def dispatch(self, u: Float[Tensor, "n m"]) -> Dispatched:
-        """Routes the normed tokens and sends them to their experts."""
-        return self.dispatcher.dispatch(u, self.gate(u), self.num_experts)
+    def dispatch(self, u: Float[Tensor, "n m"], given: Int[Tensor, "n k"] | None = None) -> Dispatched:
+        """Routes the normed tokens, to `given` experts where they are named (router.route), and sends them there."""
+        return self.dispatcher.dispatch(u, self.gate(u, given), self.num_experts)
 
     def compute(self, sent: Dispatched) -> Float[Tensor, "w m"]:
         """The routed experts on their rows."""

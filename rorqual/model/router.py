@@ -19,11 +19,15 @@ from rorqual.kernels import ops
 
 @dataclass(frozen=True)
 class Routing:
-    """Chosen experts, their gate values (with gradient), and the scores of all experts (with gradient)."""
+    """Chosen experts, their gate values (with gradient), and the scores of all experts (with gradient).
+
+    `own` is what the router itself would have chosen: `indices`, unless experts were given to it.
+    """
 
     indices: Int[Tensor, "n k"]
     weights: Float[Tensor, "n k"]
     scores: Float[Tensor, "n e"]
+    own: Int[Tensor, "n k"]
 
 
 def choose(scores: Float[Tensor, "n e"], bias: Float[Tensor, " e"] | None, config: ModelConfig) -> Int[Tensor, "n k"]:
@@ -42,14 +46,21 @@ def choose(scores: Float[Tensor, "n e"], bias: Float[Tensor, " e"] | None, confi
     return ops.top_k(choice, config.num_experts_per_tok)[1]
 
 
-def route(logits: Float[Tensor, "n e"], bias: Float[Tensor, " e"] | None, config: ModelConfig) -> Routing:
-    """s = sigmoid or softmax of the logits; gates are s of the chosen, normalised if configured, then scaled, always."""
+def route(
+    logits: Float[Tensor, "n e"], bias: Float[Tensor, " e"] | None, config: ModelConfig, given: Int[Tensor, "n k"] | None = None
+) -> Routing:
+    """s = sigmoid or softmax of the logits; gates are s of the chosen, normalised if configured, then scaled, always.
+
+    `given` experts take the place of the router's choice (routing replay), except in rows that begin with -1. Their gates are
+    gathered from the live scores of all experts, so that the gradient reaches the router (field case F36).
+    """
     scores = logits.float().sigmoid() if config.scoring_func == "sigmoid" else logits.float().softmax(dim=-1)
-    indices = choose(scores.detach(), bias, config)
+    own = choose(scores.detach(), bias, config)
+    indices = own if given is None else torch.where(given[:, :1] < 0, own, given)
     weights = scores.gather(1, indices)
     if config.norm_topk_prob:
         weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
-    return Routing(indices, weights * config.routed_scaling_factor, scores)
+    return Routing(indices, weights * config.routed_scaling_factor, scores, own)
 
 
 class Router(nn.Module):
@@ -72,6 +83,6 @@ class Router(nn.Module):
 
         return super()._apply(move_only, recurse)
 
-    def forward(self, x: Float[Tensor, "n m"]) -> Routing:
+    def forward(self, x: Float[Tensor, "n m"], given: Int[Tensor, "n k"] | None = None) -> Routing:
         with torch.autocast(x.device.type, enabled=False):
-            return route(torch.nn.functional.linear(x.float(), self.weight), self.e_score_correction_bias, self.config)
+            return route(torch.nn.functional.linear(x.float(), self.weight), self.e_score_correction_bias, self.config, given)

@@ -21,6 +21,7 @@ from rorqual.model.layers import Embedding, GroupedLinear, Linear, RMSNorm
 from rorqual.model.mla import AttentionContext, LatentCache
 from rorqual.model.mtp import MTPBlock
 from rorqual.model.rope import rope_parameters, rope_tables
+from rorqual.model.router import Routing
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Output:
     hidden: main model after its final norm. mtp_hidden[k]: MTP module k+1 after its norm, for positions 0..s-2-k.
     loads: tokens per expert, one int64 row per MoE layer that ran, in order of `layers`. balance_loss: sum over those layers
     of sequence_balance_loss, not yet multiplied by alpha; None unless sequence weights were given.
+    routings: the same layers' routing, tokens in the order of the batch.
     """
 
     hidden: Float[Tensor, "b s m"]
@@ -37,6 +39,7 @@ class Output:
     layers: tuple[int, ...]
     loads: Int[Tensor, "l e"] | None
     balance_loss: Float[Tensor, ""] | None
+    routings: tuple[Routing, ...] = ()
 
 
 class Decoder(nn.Module):
@@ -118,9 +121,11 @@ class CausalLM(nn.Module):
         cache: LatentCache | None = None,
         mtp: bool = False,
         sequences: SequenceWeights | None = None,
+        routes: Int[Tensor, "l b s k"] | None = None,
     ) -> Output:
         """Runs the trunk and, with `mtp`, the MTP modules on the shifted tokens of the same batch.
 
+        routes are experts to use in the trunk's MoE layers instead of the router's choice, -1 where the router is to choose.
         segment_ids isolate packed samples (SFT; report section 5.1), None packs without isolation (pre-training; trap 8).
         token_mask is False on padding, which is seen by nobody and counted nowhere.
         """
@@ -134,8 +139,9 @@ class CausalLM(nn.Module):
         stats: list[tuple[BlockStats, Tensor | None, SequenceWeights | None]] = []
         x = embedded = self.model.embed_tokens(input_ids)
         depth = self.config.num_hidden_layers
-        for block in self.model.layers[:depth]:
-            x, block_stats = block(x, context)
+        for layer, block in enumerate(self.model.layers[:depth]):
+            given = routes[len(stats)].flatten(0, 1) if routes is not None and self.config.is_moe(layer) else None
+            x, block_stats = block(x, context, given)
             if block_stats is not None:
                 stats.append((block_stats, token_mask, sequences))
         hidden = previous = self.model.norm(x)
@@ -185,6 +191,7 @@ class CausalLM(nn.Module):
             tuple(block_stats.layer for block_stats, _, _ in stats),
             torch.stack(loads) if loads else None,
             torch.stack(losses).sum() if losses else None,
+            tuple(block_stats.routing for block_stats, _, _ in stats),
         )
 
 
