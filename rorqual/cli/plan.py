@@ -17,11 +17,12 @@ from typing import Any
 from rorqual.config import ModelConfig
 from rorqual.errors import ConfigError
 from rorqual.html.numbers import grouped, percent, short, size
+from rorqual.planner.activations import POLICIES
 from rorqual.planner.cost import COMPARISONS, REPORT, compare, predict
 from rorqual.planner.eplb import place_experts
 from rorqual.planner.hardware import Hardware, hardware
 from rorqual.planner.layout import Layout, parse
-from rorqual.planner.memory import POLICIES, cache_bytes_per_token
+from rorqual.planner.memory import cache_bytes_per_token
 from rorqual.planner.report import REASONS, Request, explanations, training_plan
 from rorqual.planner.schedule import SCHEDULES
 from rorqual.planner.search import Candidate, search

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from rorqual.config import ModelConfig
 from rorqual.errors import ConfigError
+from rorqual.planner.activations import POLICIES, report_block
 from rorqual.planner.communication import combine_bytes, dispatch_bytes
 from rorqual.planner.hardware import Hardware
 from rorqual.planner.layout import Layout, stage_layers
@@ -20,8 +21,6 @@ from rorqual.planner.schedule import SCHEDULES
 from rorqual.planner.simulate import Costs, simulate
 from rorqual.planner.step import held_parameters, rank_stages
 
-POLICIES: Final = ("norms", "mla_up", "swiglu")
-"""What a recompute policy may name; the report uses all three."""
 FRAGMENTATION: Final = 0.05
 """Share of the sum set aside for the allocator's gaps; an assumption, not a measurement."""
 _MOMENTS: Final = {"bf16": 4, "fp32": 8}
@@ -49,44 +48,6 @@ class Memory:
         """Plain values."""
         return {"parts": dict(self.parts), "total": self.total, "available": self.available, "fits": self.fits,
                 "chunks_in_flight": self.chunks_in_flight}  # fmt: skip
-
-
-def activation_bytes_per_token(
-    config: ModelConfig, layer: int, recompute: tuple[str, ...] = POLICIES, fp8: bool = True
-) -> dict[str, float]:
-    """What one block keeps per token for its backward, by tensor. Inputs of Linears in FP8 where the report caches them so, else BF16.
-
-    ConfigError for an unknown policy. 671B with everything recomputed: about 155 kB a token in a MoE block.
-    """
-    unknown = sorted(set(recompute) - set(POLICIES))
-    if unknown:
-        raise ConfigError(f"recompute policy {unknown[0]!r} is not known; there are {', '.join(POLICIES)}")
-    d, heads = config.hidden_size, config.num_attention_heads
-    cached = 1 if fp8 else 2  # bytes of a Linear's input kept for its weight gradient
-    rank = config.q_lora_rank or 0
-    parts: dict[str, float] = {
-        "residual": 2 * 2 * d,  # into attention and into the FFN
-        "latents": 2 * (rank + config.kv_lora_rank + config.qk_rope_head_dim),
-        "attention_output": (1.5 if fp8 else 2) * heads * config.v_head_dim,  # E5M6 in the report
-        "attention_statistics": 4 * heads,
-    }
-    if "norms" not in recompute:
-        parts["normed"] = 2 * cached * d + cached * (rank + config.kv_lora_rank)
-    if "mla_up" not in recompute:
-        parts["queries_keys_values"] = 2 * heads * (2 * config.qk_head_dim + config.v_head_dim)
-    if config.is_moe(layer):
-        chosen, width = config.num_experts_per_tok, config.moe_intermediate_size
-        shared = config.n_shared_experts * width
-        parts["router"] = 4 * config.n_routed_experts + 12 * chosen
-        parts["dispatched"] = chosen * (dispatch_bytes(config) if fp8 else combine_bytes(config))
-        parts["gate_up"] = cached * 2 * (chosen * width + shared)
-        inner = chosen * width + shared
-    else:
-        inner = config.intermediate_size
-        parts["gate_up"] = cached * 2 * inner
-    if "swiglu" not in recompute:
-        parts["swiglu"] = cached * inner
-    return parts
 
 
 def training_memory(
@@ -125,7 +86,7 @@ def _stage_activations(
     layers = list(stage_layers(config, layout.num_stages)[stage])
     if mtp and stage == layout.num_stages - 1:
         layers += range(config.num_hidden_layers, config.num_blocks)
-    return seq_len * sum(sum(activation_bytes_per_token(config, layer, recompute, fp8).values()) for layer in layers)
+    return seq_len * sum(sum(report_block(config, layer, recompute, fp8).values()) for layer in layers)
 
 
 def _in_flight(layout: Layout, micro_batches: int) -> tuple[int, ...]:

@@ -8,10 +8,11 @@ from typing import Any
 from rorqual.config import ModelConfig
 from rorqual.html.numbers import short, size
 from rorqual.planner import step as model
+from rorqual.planner.activations import POLICIES
 from rorqual.planner.cost import COMPARISONS, LEFT_OUT, REPORT, compare, predict, report_arithmetic
 from rorqual.planner.hardware import Hardware
 from rorqual.planner.layout import Layout, stage_layers
-from rorqual.planner.memory import POLICIES, cache_bytes_per_token, training_memory
+from rorqual.planner.memory import cache_bytes_per_token, training_memory
 from rorqual.planner.params import count
 
 

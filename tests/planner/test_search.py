@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from rorqual.planner.activations import POLICIES
 from rorqual.planner.hardware import hardware
-from rorqual.planner.memory import POLICIES
 from rorqual.planner.search import search
 from rorqual.presets import preset
 
