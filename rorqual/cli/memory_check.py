@@ -15,7 +15,9 @@ from rorqual.errors import DeviceError
 from rorqual.html.numbers import size
 
 if TYPE_CHECKING:
+    from rorqual.config import ModelConfig
     from rorqual.planner.estimate import Estimate
+    from rorqual.train.hyperparams import RunConfig
 
 OPTION = "--ignore-memory"
 
@@ -53,6 +55,59 @@ def check_memory(estimate: Estimate, available: float | None, force: bool = Fals
         f"{estimate.what} needs about {size(estimate.total)} of memory and {size(available)} are free; the largest part is {largest[0][0].replace('_', ' ')} "
         f"({size(largest[0][1])}): {_advice(largest[0][0])}, or start anyway with {OPTION}"
     )
+
+
+def check_run(run: RunConfig, force: bool = False) -> None:
+    """The check for pre-training as `run` says, on the device that the trainer will choose."""
+    from rorqual.kernels import native
+    from rorqual.planner.estimate import training_estimate
+    from rorqual.train.state import choose_device
+
+    device, dtype = choose_device(run.train)
+    config, on_cpu = run.train, device.type == "cpu"
+    estimate = training_estimate(
+        run.model, micro_batch=min(config.micro_batch_sequences, config.batch.end), length=config.sequence_length, batch=config.batch.end,
+        dtype="fp32" if str(dtype) == "torch.float32" else "bf16", compiled=on_cpu and native.library().library is not None,
+        moments=config.optimizer.moments, recompute=config.recompute, ema=on_cpu and config.ema_decay is not None,
+        mtp=max(config.mtp_loss_weight.initial, config.mtp_loss_weight.final) > 0, what=f"training on {device}",
+    )  # fmt: skip
+    check_memory(estimate, available_memory(str(device)), force)
+
+
+def check_folder(
+    folder: Path, weights: str | None = None, *, sequences: int, batched_tokens: int, cache_bytes: float | None = None, drafts: int | None = None,
+    force: bool = False,
+) -> None:  # fmt: skip
+    """The check for serving a run or a model folder on this machine, before it is read. A folder without a config.json is left to the loader.
+
+    weights: as the user chose, else what the loader would choose. drafts: MTP modules that draft, None for all there are.
+    """
+    from rorqual.cli.model_folder import fitting_weights
+    from rorqual.planner.estimate import serving_estimate
+
+    exported = folder / "hf"
+    origin = exported if (exported / "config.json").is_file() else folder
+    if not (origin / "config.json").is_file():
+        return
+    is_run = origin is folder and ((folder / "checkpoints").is_dir() or (folder / "lineage.json").is_file())
+    config = _run_model(folder) if is_run else _folder_model(origin)
+    chosen = weights or ("fp32" if is_run else fitting_weights(origin)[0])
+    estimate = serving_estimate(
+        config, weights=chosen, cache_bytes=cache_bytes, sequences=sequences, batched_tokens=batched_tokens, drafts=drafts
+    )
+    check_memory(estimate, available_memory("cpu"), force)
+
+
+def _run_model(run: Path) -> ModelConfig:
+    from rorqual.train.rundir import read_config
+
+    return read_config(run).model
+
+
+def _folder_model(folder: Path) -> ModelConfig:
+    from rorqual.config import ModelConfig
+
+    return ModelConfig.from_file(folder)
 
 
 def _advice(part: str) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rorqual.cli import memory_check
 from rorqual.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,12 +42,12 @@ def main(argv: list[str]) -> int:
         parser.error("--init-weights goes with --init")
     run, out = _configure(args, overrides, parser.error)
     return pretrain(run, out, args.data, resume=args.resume, init=args.init, init_weights=args.init_weights or "raw",
-                    overwrite=args.overwrite, sinks=args.sink)  # fmt: skip
+                    overwrite=args.overwrite, sinks=args.sink, ignore_memory=args.ignore_memory)  # fmt: skip
 
 
 def pretrain(
     run: RunConfig, out: Path, data: Path | None, *, resume: bool = False, init: Path | None = None, init_weights: str = "raw",
-    overwrite: bool = False, sinks: list[str] | None = None,
+    overwrite: bool = False, sinks: list[str] | None = None, ignore_memory: bool = False,
 ) -> int:  # fmt: skip
     """Opens the data and trains; prints what to do next. Returns the exit code."""
     folder = _data_folder(out, data)
@@ -55,6 +56,7 @@ def pretrain(
     dataset = PackedDataset(folder, run.data, run.train.sequence_length, vocab_size=run.model.vocab_size)
     from rorqual.train.trainer import train
 
+    memory_check.check_run(run, force=ignore_memory)
     if not resume:
         print(run.to_json(), end="")
     result = train(run, out, data=dataset, resume_run=resume, init=init, init_weights=init_weights, overwrite=overwrite, sinks=sinks or ())  # type: ignore[arg-type]
@@ -105,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=("tensorboard", "trackio", "wandb"),
         help="send metrics there too; metrics.jsonl is always written",
     )
+    memory_check.add_option(parser)
     parser.add_argument("-h", "--help", action="store_true", help="show this help")
     return parser
 

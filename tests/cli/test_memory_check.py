@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 
 import pytest
 
-from rorqual.cli.memory_check import add_option, available_memory, check_memory
+from rorqual.cli import memory_check
+from rorqual.cli.memory_check import add_option, available_memory, check_folder, check_memory, check_run
 from rorqual.errors import DeviceError
 from rorqual.planner.estimate import MARGIN, PROGRAM, Estimate
+from rorqual.recipes.laptop import laptop
+from tests.tiny import t0
 
 ESTIMATE = Estimate("training", {"weights": 1e9, "activations": 3e9})
 
@@ -36,3 +41,31 @@ def test_the_option_and_the_machine() -> None:
     assert parser.parse_args([]).ignore_memory is False and parser.parse_args(["--ignore-memory"]).ignore_memory
     free = available_memory("cpu")
     assert free is None or free > 0
+
+
+def test_a_run_is_checked_before_it_starts(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = laptop()
+    check_run(run)
+    shown = capsys.readouterr().err
+    assert "memory for training on " in shown and "activations" in shown
+    monkeypatch.setattr(memory_check, "available_memory", lambda device: 10**8)
+    with pytest.raises(DeviceError, match="smaller micro-batch|BF16"):
+        check_run(run)
+    check_run(run, force=True)
+
+
+def test_a_folder_is_checked_before_it_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"sequences": 4, "batched_tokens": 64}
+    check_folder(tmp_path, **settings)  # no config.json: the loader says what is wrong
+    assert capsys.readouterr().err == ""
+    (tmp_path / "config.json").write_text(json.dumps(t0().to_hf()))
+    check_folder(tmp_path, "bf16", **settings)
+    assert "memory for serving: about" in capsys.readouterr().err
+    monkeypatch.setattr(memory_check, "available_memory", lambda device: 10**6)
+    with pytest.raises(DeviceError, match="serving needs about"):
+        check_folder(tmp_path, "fp32", **settings)
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.json").write_text(laptop().to_json())
+    check_folder(run, force=True, **settings)
+    assert "weights 10.93 MB" in capsys.readouterr().err

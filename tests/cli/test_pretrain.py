@@ -103,3 +103,14 @@ def test_help_lists_the_fields_of_a_recipe(capsys: pytest.CaptureFixture[str]) -
     assert leaving.value.code == 0
     text = capsys.readouterr().out
     assert "--resume" in text and "--train.total-tokens" in text and "--train.optimizer.weight-decay" in text
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_written(
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, data = made
+    monkeypatch.setattr("rorqual.cli.memory_check.available_memory", lambda device: 10**6)
+    command = ["pretrain", str(config), "--data", str(data), "--out", str(tmp_path / "run")]
+    assert main(command) == 1
+    assert "start anyway with --ignore-memory" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert main([*command, "--ignore-memory", "--train.total-tokens", "32"]) == 0
