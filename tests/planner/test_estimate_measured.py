@@ -1,0 +1,97 @@
+"""The estimate beside the trainer: peak bytes of live tensors over two optimiser steps, a moving average and a validation, within 15 %.
+
+In practice the two are within a few per cent; a tensor that the account forgets shows at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from rorqual.config import ModelConfig
+from rorqual.kernels import native
+from rorqual.parallel import recompute
+from rorqual.planner.activations import POLICIES
+from rorqual.planner.estimate import training_estimate
+from rorqual.recipes.laptop import laptop
+from rorqual.train.hyperparams import OptimizerConfig
+from rorqual.train.loss import evaluate_nll
+from rorqual.train.state import build
+from rorqual.train.trainer import Batch, train_step
+from tests.tiny import t0
+
+torch = pytest.importorskip("torch")
+live_bytes = pytest.importorskip("tests.planner.live_bytes")
+
+LAPTOP = laptop().model
+WIDE = LAPTOP.with_(hidden_size=256, num_hidden_layers=4, n_routed_experts=32)
+
+CASES: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
+    "laptop recipe's shape": (LAPTOP, {"micro_batch": 8, "length": 128}),
+    "one micro-batch, activations lead": (t0(), {"micro_batch": 32, "length": 64}),
+    "accumulation, BF16 moments": (LAPTOP, {"micro_batch": 4, "length": 128, "batch": 16, "moments": "bf16"}),
+    "moving average": (LAPTOP, {"micro_batch": 4, "length": 512, "ema": True}),
+    "longer than attention keeps": (LAPTOP, {"micro_batch": 1, "length": 1536}),
+    "packed samples": (LAPTOP, {"micro_batch": 2, "length": 512, "isolated": True}),
+    "weights lead": (WIDE, {"micro_batch": 2, "length": 128}),
+    "without MTP": (WIDE, {"micro_batch": 2, "length": 128, "batch": 8, "mtp": False}),
+    "vocabulary leads": (t0(vocab_size=8192), {"micro_batch": 2, "length": 64}),
+    "validation leads": (t0(vocab_size=4096, num_nextn_predict_layers=0), {"micro_batch": 16, "length": 128, "validation": True}),
+    "no experts": (t0(n_routed_experts=0, num_nextn_predict_layers=0), {"micro_batch": 8, "length": 256}),
+    "two MTP modules, no query compression": (t0(q_lora_rank=None, num_nextn_predict_layers=2), {"micro_batch": 8, "length": 256}),
+    "BF16 with FP32 masters": (LAPTOP, {"micro_batch": 4, "length": 128, "dtype": "bf16", "batch": 8}),
+    "BF16, one micro-batch": (t0(), {"micro_batch": 16, "length": 64, "dtype": "bf16"}),
+}
+SLOW = ("laptop recipe's shape", "moving average", "longer than attention keeps", "weights lead", "without MTP", "BF16 with FP32 masters")
+PARAMETERS = [pytest.param(*case, id=name, marks=[pytest.mark.slow] if name in SLOW else []) for name, case in CASES.items()]
+
+
+def measured(
+    config: ModelConfig, *, micro_batch: int, length: int, batch: int | None = None, moments: str = "fp32", recompute_: tuple[str, ...] = (),
+    ema: bool = False, mtp: bool = True, isolated: bool = False, dtype: str = "fp32", validation: bool = False,
+) -> float:  # fmt: skip
+    """Peak bytes of the trainer's own parts, on the CPU."""
+    base = laptop()
+    train = replace(base.train, sequence_length=length, ema_decay=0.5 if ema else None, optimizer=OptimizerConfig(moments=moments))
+    run = replace(base, model=config, train=train, build=replace(base.build, vocab_size=min(base.build.vocab_size, config.vocab_size)))
+    generator = torch.Generator().manual_seed(0)
+    with live_bytes.start() as live:
+        state = build(run, torch.device("cpu"), torch.float32 if dtype == "fp32" else torch.bfloat16)
+        recompute.apply(state.model, recompute_)
+        live.peak = live.live  # what making the model took for a moment is no matter of training
+        for step in (1, 2):
+            ids = torch.randint(0, config.vocab_size, (batch or micro_batch, length + 1), generator=generator)
+            segments = torch.arange(length).expand(len(ids), length) // (length // 2) if isolated else None
+            train_step(state.model, state.optimizer, Batch(ids[:, :-1], ids[:, 1:], segments), micro_batch=micro_batch, learning_rate=1e-3,
+                       bias_update_speed=1e-3, mtp_loss_weight=0.3 if mtp else 0.0, aux_loss_alpha=1e-4)  # fmt: skip
+            if state.ema is not None:
+                state.ema.update(step, state.optimizer.master)
+        if validation:
+            evaluate_nll(state.model, ids[:micro_batch, :-1], ids[:micro_batch, 1:])
+    return live.peak
+
+
+def _estimated(config: ModelConfig, **settings: Any) -> float:
+    if settings.get("dtype", "fp32") == "fp32" and native.library().library is None:
+        pytest.skip("no compiled kernels on this machine; their account is what is tested here")
+    return training_estimate(config, **{"validation": False, **settings}).tensors
+
+
+@pytest.mark.parametrize(("config", "settings"), PARAMETERS)
+def test_the_trainers_peak_is_estimated(config: ModelConfig, settings: dict[str, Any]) -> None:
+    estimate, found = _estimated(config, **settings), measured(config, **settings)
+    print(f"{found / 1e6:.2f} MB measured, {estimate / 1e6:.2f} MB estimated ({estimate / found - 1:+.1%})")
+    assert estimate == pytest.approx(found, rel=0.15)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="parallel/recompute.py saves nothing yet: autograd's pack hook holds the block's outputs until its backward"
+)
+@pytest.mark.parametrize("policy", [("norms",), ("mla_up",), ("swiglu",), POLICIES], ids="+".join)
+def test_what_recomputation_saves_is_estimated(policy: tuple[str, ...]) -> None:
+    shape = {"micro_batch": 32, "length": 64}
+    saved = measured(t0(), **shape) - measured(t0(), **shape, recompute_=policy)
+    assert _estimated(t0(), **shape) - _estimated(t0(), **shape, recompute=policy) == pytest.approx(saved, rel=0.15)
+    assert _estimated(t0(), **shape, recompute=policy) == pytest.approx(measured(t0(), **shape, recompute_=policy), rel=0.15)
