@@ -14,6 +14,9 @@ from rorqual.config import ModelConfig
 from rorqual.errors import ConfigError
 from rorqual.planner.params import count
 
+DECODE_FORMS = ("absorbed", "expanded", "naive")
+"""How attention over a cache can be computed: on the latents as they are, on keys and values made anew, or on cached ones."""
+
 
 def attention_flops_per_token(config: ModelConfig, seq_len: int, layers: int | None = None, causal: bool = True) -> float:
     """Forward FLOP of the attention products per token, MLA in expanded form, over `layers` blocks (default: the trunk)."""
@@ -38,3 +41,29 @@ def train_flops_per_token(config: ModelConfig, seq_len: int, mtp: bool = False, 
     `causal=False` counts the full square, which the report's co-authors print as "non-causal" MFU (281.2 GF for 671B).
     """
     return 3.0 * forward_flops_per_token(config, seq_len, mtp, causal)
+
+
+def decode_flops_per_token(config: ModelConfig, context: int, form: str = "absorbed", mtp: bool = False) -> float:
+    """FLOP of one new token over `context` cached positions, itself among them.
+
+        absorbed    2 weights + 2 h (2 c + r) t layers        W_UK and W_UV meet one token; scores and sums are over the latents
+        expanded    2 weights + (2 h (d_qk + d_v) + 2 c h (d_nope + d_v)) t layers, one token's up-projection less: all keys and values anew
+        naive       2 weights + 2 h (d_qk + d_v) t layers      with keys and values of every head cached (71 times the memory)
+
+    c latent width, r rotary width, t context. Report section 2.1.1; V2 section 2.1.2. ConfigError for another form.
+    """
+    if context < 1:
+        raise ConfigError(f"context ({context}) must be at least 1")
+    if form not in DECODE_FORMS:
+        raise ConfigError(f"decode form {form!r} is not known; there are {', '.join(DECODE_FORMS)}")
+    config = config.settled()
+    parameters, heads, latent = count(config), config.num_attention_heads, config.kv_lora_rank
+    layers = config.num_blocks if mtp else config.num_hidden_layers
+    up = heads * latent * (config.qk_nope_head_dim + config.v_head_dim)  # W_UK and W_UV of one block
+    per_key = {
+        "absorbed": heads * (2 * latent + config.qk_rope_head_dim),
+        "naive": heads * (config.qk_head_dim + config.v_head_dim),
+        "expanded": heads * (config.qk_head_dim + config.v_head_dim) + up,
+    }[form]
+    weights = parameters.matmul + (parameters.mtp_matmul if mtp else 0) - (layers * up if form == "expanded" else 0)
+    return 2.0 * weights + 2.0 * per_key * context * layers

@@ -6,7 +6,7 @@ import pytest
 
 from rorqual.config import ModelConfig
 from rorqual.errors import ConfigError
-from rorqual.planner.flops import attention_flops_per_token, forward_flops_per_token, train_flops_per_token
+from rorqual.planner.flops import attention_flops_per_token, decode_flops_per_token, forward_flops_per_token, train_flops_per_token
 from rorqual.planner.params import count
 from tests.planner.configurations import V3
 from tests.tiny import t0
@@ -56,3 +56,16 @@ def test_model_without_experts() -> None:
 def test_length_must_be_positive() -> None:
     with pytest.raises(ConfigError, match=r"seq_len \(0\)"):
         train_flops_per_token(t0(), 0)
+
+
+def test_decoding_671b_by_hand() -> None:
+    """Absorbed at 4,096: 73.25 GF of weights and 2 x 128 x (2 x 512 + 64) x 4096 x 61 of attention; expanding the cache anew costs 59 times as much in all."""
+    weights = 2 * 36_624_596_992
+    assert decode_flops_per_token(V3, 4096) == weights + 2 * 128 * 1088 * 4096 * 61
+    assert decode_flops_per_token(V3, 4096, "naive") == weights + 2 * 128 * 320 * 4096 * 61
+    up = 512 * 128 * 256
+    assert decode_flops_per_token(V3, 4096, "expanded") == weights - 2 * 61 * up + 2 * (128 * 320 + up) * 4096 * 61
+    assert decode_flops_per_token(V3, 1, mtp=True) > decode_flops_per_token(V3, 1)
+    for wrong in ({"context": 0}, {"context": 1, "form": "flash"}):
+        with pytest.raises(ConfigError):
+            decode_flops_per_token(V3, **wrong)

@@ -103,3 +103,13 @@ def test_cache_values() -> None:
 def test_unknown_query_compression_is_refused() -> None:
     with pytest.raises(ConfigError, match="q_lora_rank is absent"):
         count(t0(q_lora_rank=ABSENT))
+
+
+def test_no_query_compression_however_it_is_written() -> None:
+    """Field case F01: null and 0 are the same model, 16,928 attention parameters a layer for T0; absent is not guessed (above)."""
+    raw = t0().to_hf()
+    null, zero = (ModelConfig.from_hf({**raw, "q_lora_rank": value}) for value in (None, 0))
+    assert count(null) == count(zero) and count(null).attention == 16_928 == 64 * 96 + 64 * 40 + 32 + 32 * 128 + 64 * 64
+    absent = ModelConfig.from_hf({name: value for name, value in raw.items() if name != "q_lora_rank"})
+    with pytest.raises(ConfigError, match="q_lora_rank is absent"):
+        count(absent)
