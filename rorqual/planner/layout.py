@@ -2,6 +2,7 @@
 
 gpus = pp x dp; experts are spread over ep of the dp replicas, so ep divides dp and n_routed_experts. Report section 3.1: 2,048 GPUs are
 pp 16 x dp 128 with ep 64. Layers are dealt out evenly, more to the first stages; the last stage also has head and MTP modules.
+Optimiser state is shared out over the replicas (zero 1, as in the report); zero 3 shares out parameters and gradients too (FSDP).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from rorqual.config import ModelConfig
 from rorqual.errors import ConfigError
 from rorqual.planner.schedule import SCHEDULES
 
-_PART = re.compile(r"(pp|dp|ep)(\d+)")
+_PART = re.compile(r"(pp|dp|ep|zero)(\d+)")
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,21 @@ class Layout:
     dp: int = 1
     ep: int = 1
     schedule: str = "dualpipe"
+    zero: int = 1
+    """1: optimiser state shared out over data parallelism; 3: parameters and gradients too."""
 
     @property
     def gpus(self) -> int:
         """Devices in all."""
         return self.pp * self.dp
 
+    @property
+    def replicas(self) -> int:
+        """Copies of each routed expert."""
+        return self.dp // self.ep
+
     def __str__(self) -> str:
-        return f"pp{self.pp},dp{self.dp},ep{self.ep}"
+        return f"pp{self.pp},dp{self.dp},ep{self.ep}" + (f",zero{self.zero}" if self.zero != 1 else "")
 
     @property
     def model_copies(self) -> int:
@@ -45,14 +53,16 @@ class Layout:
 
 
 def parse(text: str, schedule: str = "dualpipe") -> Layout:
-    """`pp16,dp128,ep64` as a Layout; a part that is left out is 1."""
+    """`pp16,dp128,ep64` as a Layout; a part that is left out is 1; `zero3` shares out the parameters too."""
     values: dict[str, int] = {}
     for part in text.replace(" ", "").split(","):
         match = _PART.fullmatch(part.lower())
         if match is None or match[1] in values:
-            raise ConfigError(f"layout {text!r}: {part!r} is not pp, dp or ep with a number, each once; write for example pp16,dp128,ep64")
+            raise ConfigError(
+                f"layout {text!r}: {part!r} is not pp, dp, ep or zero with a number, each once; write for example pp16,dp128,ep64"
+            )
         values[match[1]] = int(match[2])
-    return Layout(values.get("pp", 1), values.get("dp", 1), values.get("ep", 1), schedule)
+    return Layout(values.get("pp", 1), values.get("dp", 1), values.get("ep", 1), schedule, values.get("zero", 1))
 
 
 def check(layout: Layout, config: ModelConfig, batch_sequences: int, gpus: int | None = None) -> None:
@@ -60,6 +70,8 @@ def check(layout: Layout, config: ModelConfig, batch_sequences: int, gpus: int |
     pp, dp, ep = layout.pp, layout.dp, layout.ep
     if min(pp, dp, ep) < 1:
         raise ConfigError(f"layout {layout}: every degree must be at least 1")
+    if layout.zero not in (1, 3):
+        raise ConfigError(f"layout {layout}: zero must be 1 (optimiser state shared out) or 3 (parameters and gradients too)")
     if layout.schedule not in SCHEDULES:
         raise ConfigError(f"schedule {layout.schedule!r} is not known; there are {', '.join(SCHEDULES)}")
     if gpus is not None and layout.gpus != gpus:

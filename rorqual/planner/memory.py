@@ -1,7 +1,7 @@
 """Memory of one device in training and in inference, by part (report sections 3.2.3 and 3.3.3). Bytes. No torch.
 
 Training state under ZeRO-1: every device holds the weights of its stages (twice under DualPipe) and an FP32 gradient of them; FP32
-master weights and moments are shared out over the replicas. Activations are what one chunk keeps for its backward, times the
+master weights and moments are shared out over the replicas. Under zero 3 weights and gradients are too, and whole for a block or two. Activations are what one chunk keeps for its backward, times the
 chunks that the schedule holds at once (the simulator's count). Recomputed parts (norms, MLA's up-projections, SwiGLU) are not kept.
 """
 
@@ -58,22 +58,23 @@ def training_memory(
     if moments not in _MOMENTS:
         raise ConfigError(f"moments {moments!r} must be bf16 or fp32")
     fp8 = fp8 and device.fp8 > 0
-    replicas = layout.dp // layout.ep
     per_stage = [_stage_activations(config, layout, stage, seq_len, recompute, fp8, mtp) for stage in range(layout.num_stages)]
     in_flight = _in_flight(layout, batch_sequences // layout.dp)
     found = []
     for (experts, rest), stages, chunks in zip(held_parameters(config, layout, mtp), rank_stages(layout), in_flight, strict=True):
-        held, shared_out = experts + rest, experts / replicas + rest / layout.dp
+        shared_out = experts / layout.replicas + rest / layout.dp
+        held, gathered = (experts + rest, 0.0) if layout.zero == 1 else (shared_out, _gathered(config, layout))
         heads = (layout.num_stages - 1 in stages) * (1 + (config.num_nextn_predict_layers if mtp else 0))
         parts = {
             "weights": 2.0 * held,
-            "fp8_copies": held if fp8 else 0.0,
+            "gathered": (2.0 + 4.0) * gathered,
+            "fp8_copies": (held if layout.zero == 1 else gathered) if fp8 else 0.0,
             "gradients": 4.0 * held,
             "master": 4.0 * shared_out,
             "moments": _MOMENTS[moments] * shared_out,
             "activations": chunks * sum(per_stage[stage] for stage in stages) / len(stages),
             "logits": 4.0 * config.vocab_size * seq_len * heads,
-            "dispatch_buffers": _buffers(config, layout, seq_len),
+            "dispatch_buffers": _buffers(config, layout, seq_len, fp8),
         }
         parts["fragmentation"] = FRAGMENTATION * sum(parts.values())
         found.append(Memory(parts, device.memory, chunks))
@@ -97,11 +98,21 @@ def _in_flight(layout: Layout, micro_batches: int) -> tuple[int, ...]:
     return simulate(schedule, Costs(1.0, 2.0, 1.0)).peak_in_flight
 
 
-def _buffers(config: ModelConfig, layout: Layout, seq_len: int) -> float:
+def _gathered(config: ModelConfig, layout: Layout) -> float:
+    """Parameters that are whole at a time where they are shared out: the largest block, and the one fetched ahead; or the embedding."""
+    parameters = count(config)
+    ffn = max(
+        config.n_routed_experts / layout.ep * parameters.expert + config.n_shared_experts * parameters.expert + parameters.router,
+        parameters.dense_ffn,
+    )
+    return max(2 * (parameters.attention + ffn), parameters.embedding)
+
+
+def _buffers(config: ModelConfig, layout: Layout, seq_len: int, fp8: bool) -> float:
     """Rows received from other devices before and after the experts, one layer's worth of both directions."""
     if layout.ep == 1:
         return 0.0
-    return float(seq_len * config.num_experts_per_tok * (dispatch_bytes(config) + combine_bytes(config)))
+    return float(seq_len * config.num_experts_per_tok * (dispatch_bytes(config, fp8) + combine_bytes(config)))
 
 
 # ---------------------------------------------------------------------- inference

@@ -83,6 +83,7 @@ def _row(what: str, published: float, ours: float, kind: str) -> dict[str, Any]:
 
 
 REASONS = {
+    "phase 1B": "chunks that run alone send at the line rate in ours; launches, small messages and waiting for the pipeline's neighbours come on top",
     "phase bubble": "the published bubble is an average over ranks and steps with jitter; ours is the busiest rank's, with even costs and no jitter",
     "phase optimizer": "ours is the rank with embedding and head, which exchanges most; the published figure is an average",
     "gpu_hours_context_extension": "the report gives no layout for long sequences; ours keeps the efficiency of the 4K run and full use of all GPUs",

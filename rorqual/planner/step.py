@@ -1,7 +1,8 @@
 """Time of one training step, predicted from configuration, device and layout (report sections 3.1-3.3).
 
 A chunk is one micro-batch of one sequence on one pipeline stage. Its compute is GEMMs in the Linears' format, attention, and work
-bound by memory; its communication is the all-to-all of every MoE layer. The schedule's simulator turns chunk times into a step.
+bound by memory (elementwise kernels, sums of gradients); its communication is the all-to-all of every MoE layer, and gathers where
+parameters are shared out. The schedule's simulator turns chunk times into a step.
 
 Four constants are fitted, all on the published profile of a forward-backward pair (H800, 4 MoE layers a chunk, EP64, 4,096 tokens):
 GEMMs 74.5 ms, attention 20.1 ms, the rest of the compute stream's 118.2 ms, and 129.0 ms for the pair. The network runs at its
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from rorqual.config import ModelConfig
-from rorqual.planner.communication import all_to_all_bytes, pipeline_bytes
+from rorqual.planner.communication import all_to_all_seconds, fsdp_bytes, link, pipeline_bytes, zero1_bytes
 from rorqual.planner.flops import attention_flops_per_token
 from rorqual.planner.hardware import Hardware
 from rorqual.planner.layout import Layout, stage_layers
@@ -23,18 +24,19 @@ from rorqual.planner.schedule import SCHEDULES, Op, Schedule, Step
 from rorqual.planner.simulate import Simulation, simulate
 
 GEMM_EFFICIENCY: Final = 0.390
-"""Fitted: 57.5 TFLOP of Linears in 74.5 ms are 39 % of the FP8 peak."""
+"""Fitted: 57.5 TFLOP of Linears in 74.5 ms are 39 % of the FP8 peak. A device without FP8 gets the BF16 share below."""
 ATTENTION_EFFICIENCY: Final = 0.556
 """Fitted: 2.75 TFLOP of causal attention forward in 5.0 ms are 55.6 % of the BF16 peak (its backward took 15.1 ms, three times as
 long); also used for the BF16 GEMMs of head and eh_proj."""
-ELEMENTWISE_BYTES: Final = 673.0
-"""Fitted: memory traffic of all other kernels, bytes per token, layer and unit of hidden_size, forward and backward."""
+ELEMENTWISE_BYTES: Final = 570.0
+"""Fitted: memory traffic of all other kernels but the sums of gradients, bytes per token, layer and unit of hidden_size, forward and
+backward."""
 PAIR_OVERHEAD: Final = 1.091
 """Fitted: an overlapped pair over the longer of its compute and communication, 129.0 / 118.2 ms."""
 LOGIT_BYTES: Final = 16.0
 """Bytes moved per logit: FP32 written and read forward, read and written backward."""
 GRADIENT_BYTES: Final = 8.0
-"""Bytes moved per weight and micro-batch where a gradient is added to its FP32 sum (part of the fitted rest in blocks)."""
+"""Bytes moved per parameter held and micro-batch, to add its gradient to the FP32 sum: read and written."""
 COMMUNICATION_SMS: Final = 20 / 132
 """Report section 3.2.2: the share of the chip that communication occupies while it overlaps; alone, compute has all of it."""
 _SIMULATED: Final = 8  # micro-batches per rank that are simulated one by one
@@ -45,13 +47,15 @@ the same gradient once more for its norm."""
 
 @dataclass(frozen=True)
 class Chunk:
-    """Seconds of one micro-batch on one stage, on all compute units: forward, backward (weight gradients included), weight gradients
-    alone, and the all-to-all of one direction."""
+    """Seconds of one micro-batch on one stage, on the compute units that communication leaves (112 of 132): forward, backward (weight
+    gradients included), weight gradients alone; the all-to-all of one direction; gathers and reductions of shared-out parameters."""
 
     forward: float
     backward: float
     weight: float
     communication: float
+    gather_forward: float = 0.0
+    gather_backward: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,20 +83,22 @@ def chunk(config: ModelConfig, device: Hardware, layout: Layout, stage: int, seq
     layers += range(config.num_hidden_layers, config.num_hidden_layers + modules)
     parameters = count(config)
     weights = sum(_linear_weights(config, layer) for layer in layers)
-    gemm = 2.0 * weights * seq_len / (GEMM_EFFICIENCY * device.linear_peak)
+    gemm = 2.0 * weights * seq_len / ((GEMM_EFFICIENCY if device.fp8 else ATTENTION_EFFICIENCY) * device.linear_peak)
     attention = attention_flops_per_token(config, seq_len, len(layers)) * seq_len / (ATTENTION_EFFICIENCY * device.bf16)
     plain = (parameters.embedding * (1 + modules) if last else 0) + modules * 2 * config.hidden_size**2
     head = 2.0 * plain * seq_len / (ATTENTION_EFFICIENCY * device.bf16)
     other = ELEMENTWISE_BYTES * config.hidden_size * len(layers) * seq_len / device.memory_bandwidth
     logits = LOGIT_BYTES * config.vocab_size * (1 + modules) * seq_len / device.memory_bandwidth if last else 0.0
-    summed = GRADIENT_BYTES * plain / device.memory_bandwidth
+    experts, rest = stage_parameters(config, layout, mtp)[stage]
+    summed = GRADIENT_BYTES * (experts + rest) / device.memory_bandwidth
     moe = sum(config.is_moe(layer) for layer in layers)
-    sent = moe * seq_len * all_to_all_bytes(config, layout.ep, device.node_size)
     forward = gemm + attention + head + logits / 2 + other / 3
     backward = 2 * (gemm + head) + 3 * attention + logits / 2 + summed + other * 2 / 3  # attention's backward recomputes its scores
-    return Chunk(
-        forward, backward, gemm + head + summed, sent / device.scale_out if layout.ep > device.node_size else sent / device.scale_up
-    )
+    gathers = [0.0, 0.0]
+    if layout.zero == 3:
+        for held, ranks in ((experts, layout.replicas), (rest, layout.dp)):
+            gathers = [so_far + sent / link(device, ranks) for so_far, sent in zip(gathers, fsdp_bytes(held, ranks), strict=True)]
+    return Chunk(forward, backward, gemm + head + summed, moe * seq_len * all_to_all_seconds(config, layout.ep, device), *gathers)
 
 
 def _linear_weights(config: ModelConfig, layer: int) -> int:
@@ -105,7 +111,11 @@ def _linear_weights(config: ModelConfig, layer: int) -> int:
 
 @dataclass(frozen=True)
 class _StageCosts:
-    """The simulator's view of the chunks: alone a chunk's communication is exposed, in a pair the longer of the two is what counts."""
+    """The simulator's view of the chunks.
+
+    Alone, a chunk has all compute units and its all-to-alls are exposed; in a pair the longer of compute and communication counts. Gathers
+    of shared-out parameters are fetched ahead, so they count where they take longer than the compute.
+    """
 
     chunks: tuple[Chunk, ...]
     send: float
@@ -114,13 +124,17 @@ class _StageCosts:
         one = self.chunks[op.stage]
         return {"F": one.forward, "B": one.backward, "I": one.backward - one.weight, "W": one.weight}[op.kind]
 
+    def gather(self, op: Op) -> float:
+        one = self.chunks[op.stage]
+        return {"F": one.gather_forward, "B": one.gather_backward, "I": one.gather_backward, "W": 0.0}[op.kind]
+
     def of(self, step: Step) -> float:
         """Seconds of a step."""
-        compute = sum(map(self.compute, step))
+        compute, gathered = sum(map(self.compute, step)), sum(map(self.gather, step))
         sent = sum(self.chunks[op.stage].communication for op in step if op.kind != "W")
-        if len(step) == 2:
-            return PAIR_OVERHEAD * max(compute, sent) if sent else compute
-        return compute * (1 - COMMUNICATION_SMS) + sent if sent else compute
+        if len(step) == 2 and sent:
+            return PAIR_OVERHEAD * max(compute, sent + gathered)
+        return max(compute * (1 - COMMUNICATION_SMS), gathered) + sent
 
 
 def training_step(config: ModelConfig, device: Hardware, layout: Layout, seq_len: int, batch_sequences: int, mtp: bool = True) -> StepTime:
@@ -152,7 +166,8 @@ def _phases(found: Simulation, costs: _StageCosts) -> tuple[dict[str, float], fl
     for event in found.events[slowest]:
         kind = "1F1B" if len(event.step) == 2 else {"F": "1F", "W": "1W"}.get(event.step[0].kind, "1B")
         phases[kind] += event.end - event.start
-        exposed += max(0.0, event.end - event.start - sum(map(costs.compute, event.step)))
+        alone = 1.0 if len(event.step) == 2 else 1 - COMMUNICATION_SMS
+        exposed += max(0.0, event.end - event.start - alone * sum(map(costs.compute, event.step)))
     return {**phases, "bubble": found.bubble[slowest]}, exposed
 
 
@@ -162,20 +177,19 @@ def _schedule(layout: Layout, micro_batches: int) -> Schedule:
 
 
 def optimizer_seconds(config: ModelConfig, device: Hardware, layout: Layout, mtp: bool) -> float:
-    """Update of the sharded state and exchange over data parallelism: gradients reduced in FP32, new weights gathered in BF16.
+    """Update of the sharded state and, under ZeRO-1, exchange over data parallelism: gradients reduced in FP32, weights gathered in BF16.
 
-    Experts are replicated dp / ep times, everything else dp times; optimiser state is sharded over the replicas (ZeRO-1).
+    Experts are replicated dp / ep times, everything else dp times; optimiser state is shared out over the replicas. Where parameters
+    themselves are (zero 3), the exchange is part of every micro-batch.
     """
     experts, rest = max(held_parameters(config, layout, mtp), key=sum)
-    replicas = layout.dp // layout.ep
-    moved = sum((4 + 2) * held * (n - 1) / n for held, n in ((experts, replicas), (rest, layout.dp)))
-    link = device.scale_out if layout.dp > device.node_size else device.scale_up
-    update = OPTIMIZER_BYTES * (experts / replicas + rest / layout.dp) / device.memory_bandwidth
-    return moved / link + update
+    groups = ((experts, layout.replicas), (rest, layout.dp))
+    moved = 0.0 if layout.zero == 3 else sum(zero1_bytes(held, ranks) / link(device, ranks) for held, ranks in groups)
+    return moved + OPTIMIZER_BYTES * sum(held / ranks for held, ranks in groups) / device.memory_bandwidth
 
 
-def held_parameters(config: ModelConfig, layout: Layout, mtp: bool = True) -> list[tuple[float, float]]:
-    """(routed-expert parameters, all others) on a device of each pipeline rank, both model copies of DualPipe included."""
+def stage_parameters(config: ModelConfig, layout: Layout, mtp: bool = True) -> list[tuple[float, float]]:
+    """(routed-expert parameters, all others) on a device of each stage of one model copy."""
     parameters = count(config)
     stages = stage_layers(config, layout.num_stages)
     held: list[tuple[float, float]] = []
@@ -185,11 +199,18 @@ def held_parameters(config: ModelConfig, layout: Layout, mtp: bool = True) -> li
         if stage == layout.num_stages - 1:
             modules = config.num_nextn_predict_layers if mtp else 0
             own += range(config.num_hidden_layers, config.num_hidden_layers + modules)
-            extra += (parameters.head or parameters.embedding) + modules * (2 * config.hidden_size**2 + 3 * config.hidden_size)
+            tied_here = 0 if layout.num_stages == 1 else parameters.embedding
+            extra += (parameters.head or tied_here) + config.hidden_size + modules * (2 * config.hidden_size**2 + 3 * config.hidden_size)
         moe = sum(config.is_moe(layer) for layer in own)
         experts = moe * config.n_routed_experts * parameters.expert / layout.ep
         dense = (len(own) - moe) * parameters.dense_ffn + moe * (config.n_shared_experts * parameters.expert + parameters.router)
         held.append((experts, dense + len(own) * (parameters.attention + 2 * config.hidden_size) + extra))
+    return held
+
+
+def held_parameters(config: ModelConfig, layout: Layout, mtp: bool = True) -> list[tuple[float, float]]:
+    """(routed-expert parameters, all others) on a device of each pipeline rank, both model copies of DualPipe included."""
+    held = stage_parameters(config, layout, mtp)
     return [(sum(held[stage][0] for stage in stages), sum(held[stage][1] for stage in stages)) for stages in rank_stages(layout)]
 
 

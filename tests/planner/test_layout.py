@@ -18,6 +18,12 @@ def test_the_reports_layout_is_accepted() -> None:
     assert parse("dp8") == Layout(1, 8, 1) and parse("DP8, ep2") == Layout(1, 8, 2)
 
 
+def test_parameters_may_be_shared_out_too() -> None:
+    layout = parse("dp8,ep4,zero3", "1f1b")
+    assert layout == Layout(1, 8, 4, "1f1b", 3) and str(layout) == "pp1,dp8,ep4,zero3" and layout.replicas == 2
+    check(layout, V3, 8)
+
+
 def test_uneven_stages_leave_the_last_one_short() -> None:
     """61 layers on 16 stages: the last has one, beside head and MTP module."""
     assert [len(one) for one in stage_layers(V3, 16)] == [4] * 15 + [1]
@@ -38,6 +44,7 @@ def test_uneven_stages_leave_the_last_one_short() -> None:
         ("pp4,dp2", 18, None, r"even number of micro-batches, at least 8, not 9; use 10"),
         ("pp3,dp2", 24, None, r"even number of ranks, not 3; use 4"),
         ("pp0,dp2", 24, None, "at least 1"),
+        ("dp8,zero2", 24, None, "zero must be 1 .* or 3"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_nearest_that_does(text: str, batch: int, gpus: int | None, words: str) -> None:

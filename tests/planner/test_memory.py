@@ -29,6 +29,16 @@ def test_state_is_shared_out_over_replicas() -> None:
     assert fp32["moments"] == 2 * one["moments"]
 
 
+def test_parameters_shared_out_by_hand() -> None:
+    """V2-Lite on 8 devices, EP1: 2 + 4 bytes of an eighth of 15.7B parameters, and two blocks whole at a time."""
+    config = preset("v2_lite_16b")
+    whole, shared = (training_memory(config, hardware("h100"), Layout(1, 8, 1, "1f1b", zero), 4096, 64).parts for zero in (1, 3))
+    sizes = count(config)
+    assert shared["weights"] == pytest.approx(2 * sizes.total / 8) and shared["gradients"] == pytest.approx(4 * sizes.total / 8)
+    assert shared["gathered"] == 6 * 2 * (sizes.attention + 66 * sizes.expert + sizes.router)
+    assert whole["weights"] == pytest.approx(2 * sizes.total) and whole["gathered"] == 0 and whole["moments"] == shared["moments"]
+
+
 def test_without_fp8_there_are_no_copies() -> None:
     assert training_memory(preset("v2_lite_16b"), hardware("a100"), Layout(1, 8, 8, "1f1b"), 4096, 64).parts["fp8_copies"] == 0
 

@@ -43,6 +43,25 @@ def test_without_a_pipeline_a_step_is_its_micro_batches() -> None:
     assert step.phases["bubble"] == pytest.approx(0) and step.phases["1F1B"] == 0
     one = step.chunks[0]
     assert step.phases["1F"] == pytest.approx(4 * (one.forward * (1 - 20 / 132) + one.communication))
+    assert step.exposed_communication == pytest.approx(4 * 2 * one.communication)
+
+
+def test_shared_out_parameters_are_fetched_under_the_compute() -> None:
+    """V2-Lite, 64 devices over the network: 2 (n - 1) / n bytes of 15.7B parameters at 50 GB/s are longer than a short micro-batch."""
+    config = preset("v2_lite_16b")
+    short = training_step(config, H800, Layout(1, 64, 1, "1f1b", 3), 512, 64)
+    one = short.chunks[0]
+    assert one.gather_forward == pytest.approx(2 * count(config).total * 63 / 64 / 50e9, rel=1e-4)
+    assert one.gather_backward == pytest.approx(3 * one.gather_forward)
+    assert short.phases["1F"] == pytest.approx(one.gather_forward) and short.exposed_communication > 0
+    long, plain = (training_step(config, H800, Layout(1, 8, 1, "1f1b", zero), 65536, 8) for zero in (3, 1))
+    assert long.exposed_communication == 0 and long.phases["1F"] == pytest.approx(plain.phases["1F"]) and long.optimizer < plain.optimizer
+
+
+def test_every_micro_batch_adds_its_gradients() -> None:
+    """8 bytes a parameter held: without expert parallelism a chunk pays for all 256 experts, which is why layouts spread them."""
+    alone, spread = (chunk(V3, H800, Layout(16, 128, ep), 7, 4096, True) for ep in (1, 64))
+    assert alone.backward - spread.backward == pytest.approx(8 * 4 * (256 - 4) * 44_040_192 / 3350e9)
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "zb1p", "dualpipe", "dualpipev"])
