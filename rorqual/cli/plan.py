@@ -1,6 +1,7 @@
 """Plan a training run or a deployment: time, cost, memory, layouts, expert placement.
 
 rorqual plan v3_671b                                          # the report's own run, beside its published figures
+rorqual plan v3_671b --table                                  # only the figures side by side, in Markdown
 rorqual plan my_config.json --gpus 64 --gpu h100 --tokens 300e9 --search
 rorqual plan v3_671b --serve --context 8192 --gpus 16 --gpu h200
 rorqual plan v3_671b --compare llama3_405b
@@ -11,22 +12,32 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rorqual.cli import memory_check, plan_text
 from rorqual.config import ModelConfig
 from rorqual.errors import ConfigError
-from rorqual.html.numbers import grouped, percent, short, size
+from rorqual.html.numbers import size
 from rorqual.planner.activations import POLICIES
 from rorqual.planner.cost import COMPARISONS, REPORT, compare, predict
 from rorqual.planner.eplb import place_experts
 from rorqual.planner.hardware import Hardware, hardware
-from rorqual.planner.layout import Layout, parse
+from rorqual.planner.layout import Layout, check, parse
 from rorqual.planner.memory import cache_bytes_per_token
-from rorqual.planner.report import REASONS, Request, explanations, training_plan
+from rorqual.planner.params import count
+from rorqual.planner.report import (
+    Request,
+    comparison_explanations,
+    explanations,
+    markdown_table,
+    serving_explanations,
+    training_plan,
+)
 from rorqual.planner.schedule import SCHEDULES
-from rorqual.planner.search import Candidate, search
-from rorqual.planner.serving import plan_serving, production_day
+from rorqual.planner.search import Candidate, Search, enough, search
+from rorqual.planner.serving import UNITS, decode_seconds_per_token, plan_serving, production_day
 
 _REPORT_RECIPE = "v3_671b"
 
@@ -35,20 +46,32 @@ def main(argv: list[str]) -> int:
     """Runs the verb; returns the exit code. Raises ConfigError for what cannot be planned, with the nearest that can."""
     parser = _parser()
     args = parser.parse_args(argv)
-    if args.experts:
+    modes = [name for name in ("experts", "compare", "serve", "search", "memory", "table") if getattr(args, name)]
+    if len(modes) > 1:
+        parser.error(f"--{modes[0]} and --{modes[1]} are two plans; ask for one")
+    mode = modes[0] if modes else None
+    if args.html and mode:
+        parser.error(f"--html draws a plan of training; it does not go with --{mode}")
+    if args.explain and mode in ("experts", "search", "memory", "table"):
+        parser.error(f"--explain does not go with --{mode}")
+    for name in ("gpus", "batch", "seq", "tokens", "micro_batch", "replicas", "context", "lora"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise ConfigError(f"--{name.replace('_', '-')} ({value:g}) must be positive")
+    if args.price is not None and not 0 <= args.price < float("inf"):
+        raise ConfigError(f"--price ({args.price}) must be a number of at least 0")
+    if mode == "experts":
         return _experts(args)
     if args.model is None:
         parser.error("name a recipe, a preset or a config.json (or give --experts FILE)")
-    if args.compare:
-        return _show(
-            compare(_config(args.model), COMPARISONS[args.compare], int(cache_bytes_per_token(_config(args.model)))),
-            args.json,
-            _compare_text,
-        )
-    if args.serve:
+    if mode == "compare":
+        return _compare(args)
+    if mode == "serve":
         return _serve(args)
+    if mode == "memory":
+        return _one_device(args)
     request = _request(args)
-    return _search(args, request) if args.search else _train(args, request)
+    return _search(args, request) if mode == "search" else _train(args, request)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,8 +94,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--schedule", choices=sorted(SCHEDULES), default="dualpipe", help="of the pipeline (default: dualpipe)")
     parser.add_argument("--recompute", default=",".join(POLICIES), metavar="LIST", help=f"of {', '.join(POLICIES)}, or none (default: all)")
+    parser.add_argument(
+        "--moments", choices=("bf16", "fp32"), default="bf16", help="storage of both moments (default: bf16, as the report)"
+    )
+    parser.add_argument("--dtype", choices=("fp8", "bf16"), help="of the Linears' GEMMs (default: fp8 where the device has it)")
     parser.add_argument("--search", action="store_true", help="list the best layouts, and why the others do not fit")
     parser.add_argument("--serve", action="store_true", help="plan inference instead of training")
+    parser.add_argument(
+        "--tp", type=int, metavar="N", help="with --serve: GPUs that split attention (default: what leaves room for most requests)"
+    )
+    parser.add_argument(
+        "--memory", action="store_true", help="memory of rorqual's own trainer on one device, as `rorqual pretrain` reckons it"
+    )
+    parser.add_argument(
+        "--micro-batch", type=int, default=1, metavar="N", help="with --memory: sequences of a forward and backward (default: 1)"
+    )
+    parser.add_argument("--lora", type=int, metavar="RANK", help="with --memory: only adapters of this rank train")
     parser.add_argument("--context", type=int, default=8192, metavar="N", help="with --serve: tokens of one request (default: 8192)")
     parser.add_argument("--compare", choices=sorted(COMPARISONS), help="FLOP, hours and cache beside another model's")
     parser.add_argument(
@@ -81,6 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--replicas", type=int, metavar="N", help="with --experts: places in all (default: experts plus one a GPU)")
     parser.add_argument("--groups", type=int, default=1, metavar="N", help="with --experts: expert groups (default: 1)")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="with --experts: nodes (default: 1)")
+    parser.add_argument("--table", action="store_true", help="the report's figures beside ours, as a Markdown table")
+    memory_check.add_option(parser)
     parser.add_argument("--explain", action="store_true", help="show formula and inputs of every figure")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the plan as a self-contained page")
@@ -90,177 +129,161 @@ def _parser() -> argparse.ArgumentParser:
 # ---------------------------------------------------------------------- training
 
 
+def _device(args: argparse.Namespace, default: str) -> Hardware:
+    device = hardware(args.gpu or default)
+    if args.dtype == "fp8" and not device.fp8:
+        raise ConfigError(f"{device.name} has no FP8 arithmetic; use --dtype bf16")
+    return replace(device, fp8=0.0) if args.dtype == "bf16" else device
+
+
+def _recompute(args: argparse.Namespace) -> tuple[str, ...]:
+    return () if args.recompute == "none" else tuple(filter(None, args.recompute.split(",")))
+
+
 def _request(args: argparse.Namespace) -> Request:
     from rorqual.recipes.catalog import RECIPES, recipe
 
     run = recipe(args.model) if args.model in RECIPES else None
     config = run.model if run else _config(args.model)
-    is_report = args.model == _REPORT_RECIPE and not any((args.gpu, args.gpus, args.tokens, args.batch, args.seq, args.layout))
+    changed = (args.gpu, args.gpus, args.tokens, args.batch, args.seq, args.layout, args.dtype, args.search, args.schedule != "dualpipe")
+    is_report = args.model == _REPORT_RECIPE and not any(changed)
+    if args.table and not is_report:
+        raise ConfigError(f"--table compares the report's own run: use `rorqual plan {_REPORT_RECIPE} --table`")
     seq_len = args.seq or (run.train.sequence_length if run else 4096)
     batch = args.batch or (run.train.batch.value(run.train.total_tokens) if run else 1024)
-    from rorqual.planner.params import count
-
     tokens = args.tokens or (run.train.total_tokens if run else 20.0 * count(config).active)
-    if min(seq_len, batch, tokens) <= 0:
-        raise ConfigError(f"--seq ({seq_len}), --batch ({batch}) and --tokens ({tokens}) must be positive")
-    device = hardware(args.gpu or ("h800" if args.model == _REPORT_RECIPE else "h100"))
-    recompute = () if args.recompute == "none" else tuple(filter(None, args.recompute.split(",")))
-    layout = _layout(args, config, device, tokens, batch, seq_len, recompute)
-    return Request(args.model, config, device, layout, tokens, batch, seq_len, args.price, recompute, is_report)
+    device = _device(args, "h800" if args.model == _REPORT_RECIPE else "h100")
+    draft = Request(args.model, config, device, Layout(), tokens, batch, seq_len, args.price, _recompute(args), args.moments, is_report)
+    return draft if args.search else replace(draft, layout=_layout(args, draft))
 
 
-def _layout(
-    args: argparse.Namespace, config: ModelConfig, device: Hardware, tokens: float, batch: int, seq_len: int, recompute: tuple[str, ...]
-) -> Layout:  # fmt: skip
-    from rorqual.planner.layout import check
-
-    if args.layout or (args.model == _REPORT_RECIPE and args.gpus in (None, REPORT.gpus) and not args.search):
+def _layout(args: argparse.Namespace, draft: Request) -> Layout:
+    """The layout that is asked for, the report's for its run, else the fastest that fits; ConfigError where none does."""
+    if args.layout or (args.model == _REPORT_RECIPE and args.gpus in (None, REPORT.gpus)):
         layout = parse(args.layout or REPORT.layout, args.schedule)
-        if layout.pp == 1:
-            layout = Layout(1, layout.dp, layout.ep, "1f1b")
-        check(layout, config, batch, args.gpus)
+        layout = replace(layout, schedule="1f1b") if layout.pp == 1 else layout
+        check(layout, draft.config, draft.batch_sequences, args.gpus)
         return layout
-    if args.search:
-        return Layout(1, args.gpus or 1, 1, "1f1b")
-    found = search(config, device, args.gpus or 1, tokens=tokens, batch_sequences=batch, seq_len=seq_len, recompute=recompute)
-    if not found.feasible:
-        raise ConfigError(_nothing_fits(args.gpus or 1, device, found.nearest, found.refused))
-    return found.feasible[0].layout
+    gpus = args.gpus or 1
+    found = _look(draft, gpus, best_only=True)
+    if found.feasible:
+        return found.feasible[0].layout
+    if args.ignore_memory and found.nearest is not None:
+        return found.nearest.layout
+    raise ConfigError(_nothing_fits(draft, gpus, found.nearest, found.refused))
 
 
-def _nothing_fits(gpus: int, device: Hardware, nearest: Candidate | None, refused: dict[str, int]) -> str:
+def _look(draft: Request, gpus: int, best_only: bool = False) -> Search:
+    return search(draft.config, draft.device, gpus, tokens=draft.tokens, batch_sequences=draft.batch_sequences, seq_len=draft.seq_len,
+                  recompute=draft.recompute, moments=draft.moments, price=draft.price, best_only=best_only)  # fmt: skip
+
+
+def _enough(draft: Request, gpus: int) -> str:
+    found = enough(draft.config, draft.device, gpus, batch_sequences=draft.batch_sequences, seq_len=draft.seq_len, recompute=draft.recompute, moments=draft.moments)  # fmt: skip
+    if found is None:
+        return "use a device with more memory, or shorter sequences"
+    return f"use {found[0]} GPUs ({found[1]} with {found[1].schedule} fits there), or a device with more memory"
+
+
+def _nothing_fits(draft: Request, gpus: int, nearest: Candidate | None, refused: dict[str, int]) -> str:
+    device = draft.device.name
     if nearest is None:
-        return f"no layout of {gpus} x {device.name} works: {'; '.join(f'{reason} ({n})' for reason, n in refused.items())}"
+        return f"no layout of {gpus} x {device} works: {'; '.join(f'{reason} ({n})' for reason, n in refused.items())}"
     memory = nearest.memory
     return (
-        f"no layout of {gpus} x {device.name} fits: the smallest, {nearest.layout} with {nearest.layout.schedule}, needs {size(memory.total)} of "
-        f"{size(memory.available)} a GPU; use at least {-(-gpus * memory.total // memory.available):.0f} GPUs, or a device with more memory"
+        f"no layout of {gpus} x {device} fits: the smallest, {nearest.layout} with {nearest.layout.schedule}, needs {size(memory.total)} of "
+        f"{size(memory.available)} a GPU; {_enough(draft, 2 * gpus)}"
     )
 
 
 def _train(args: argparse.Namespace, request: Request) -> int:
     plan = training_plan(request)
+    memory = plan["memory"]
+    if not memory["fits"] and not args.ignore_memory:
+        found = _look(request, request.layout.gpus, best_only=True)
+        near = (
+            f"use {found.feasible[0].layout} with {found.feasible[0].layout.schedule}"
+            if found.feasible
+            else _enough(request, 2 * request.layout.gpus)
+        )
+        raise ConfigError(
+            f"layout {request.layout} with {request.layout.schedule} needs {size(memory['total'])} of {size(memory['available'])} on the fullest GPU "
+            f"({plan_text.parts_of(memory['parts'])}); {near}, or plan it anyway with {memory_check.OPTION}"
+        )
+    if args.table:
+        return _show({"table": plan["comparison"]}, args.json, lambda out: markdown_table(out["table"]))
+    if args.explain:
+        plan["explanations"] = _rows(explanations(request, plan))
     if args.html:
         from rorqual.html.page import write
         from rorqual.planner.page import plan_page
 
-        _, step = predict(
-            request.config,
-            request.device,
-            request.layout,
-            tokens=request.tokens,
-            batch_sequences=request.batch_sequences,
-            seq_len=request.seq_len,
-        )
-        write(args.html, plan_page(plan, step.simulation))
-    if args.explain:
-        plan["explanations"] = [{"figure": a, "formula": b, "inputs": c} for a, b, c in explanations(request, plan)]
-    _show(plan, args.json, _train_text)
+        _, step = predict(request.config, request.device, request.layout, tokens=request.tokens, batch_sequences=request.batch_sequences, seq_len=request.seq_len)  # fmt: skip
+        try:
+            write(args.html, plan_page(plan, step.simulation))
+        except OSError as error:
+            raise ConfigError(f"{args.html} cannot be written: {error.strerror or error}") from None
+    _show(plan, args.json, plan_text.training)
     if args.html and not args.json:
         print(f"written: {args.html}")
     return 0
 
 
-def _train_text(plan: dict[str, Any]) -> str:
-    cost = "no price: give --price" if plan["cost_usd"] is None else f"${plan['cost_usd']:,.0f} at ${plan['price']:g} an hour"
-    memory = plan["memory"]
-    lines = [
-        f"{plan['name']} on {grouped(plan['gpus'])} x {plan['gpu']}, {plan['layout']}, {plan['schedule']}; {short(plan['tokens'])} tokens in steps of "
-        f"{grouped(plan['batch_sequences'])} x {grouped(plan['sequence_length'])}",
-        "",
-        f"  step             {plan['step_seconds']:.2f} s: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in plan["phases"].items()),
-        f"  tokens a day     {short(plan['tokens_per_day'], 4)}",
-        f"  FLOP             {plan['gflop_per_token']:,.1f} GFLOP a token; {percent(plan['mfu_causal'])} of the BF16 peak (attention causal), {percent(plan['mfu_non_causal'])} (in full)",
-        f"  GPU hours        {grouped(plan['gpu_hours_total'])} = {grouped(plan['gpu_hours_pretraining'])} + {grouped(plan['gpu_hours_context_extension'])} + "
-        f"{grouped(plan['gpu_hours_post_training'])} (pre-training, context extension, post-training); {short(plan['gpu_hours_per_trillion_tokens'], 4)} per trillion tokens",
-        f"  time             {plan['days']:.1f} days of pre-training",
-        f"  cost             {cost}",
-        f"  memory           {size(memory['total'])} of {size(memory['available'])} on the fullest GPU{'' if memory['fits'] else ': DOES NOT FIT'}: "
-        + ", ".join(f"{name.replace('_', ' ')} {size(value)}" for name, value in memory["parts"].items() if value),
-        f"  layers per stage {', '.join(map(str, plan['layers_per_stage']))}",
-    ]  # fmt: skip
-    if "comparison" in plan:
-        lines += ["", f"  {'figure':<34}{'report':>16}{'ours':>16}{'difference':>12}  kind"]
-        for row in plan["comparison"]:
-            lines.append(
-                f"  {row['what']:<34}{_number(row['report']):>16}{_number(row['ours']):>16}{row['difference']:>+12.1%}  {row['kind']}"
-            )
-        lines += [f"  {name}: {reason}" for name, reason in REASONS.items()]
-    lines += ["", "  the published cost leaves out: " + "; ".join(plan["left_out"])]
-    if "explanations" in plan:
-        lines.append("")
-        lines += [f"  {one['figure']}\n      = {one['formula']}\n      with {one['inputs']}" for one in plan["explanations"]]
-    return "\n".join(lines)
-
-
 def _search(args: argparse.Namespace, request: Request) -> int:
     if not args.gpus:
         raise ConfigError("--search needs --gpus N")
-    found = search(request.config, request.device, args.gpus, tokens=request.tokens, batch_sequences=request.batch_sequences, seq_len=request.seq_len,
-                   recompute=request.recompute, price=args.price)  # fmt: skip
+    found = _look(request, args.gpus)
     out = {
         "gpus": args.gpus, "gpu": request.device.name, "refused": found.refused,
         "layouts": [{"layout": str(one.layout), "schedule": one.layout.schedule, "bubble": one.bubble, "memory": one.memory.as_json(), **one.prediction.as_json()} for one in found.feasible[:10]],
     }  # fmt: skip
     if not found.feasible:
-        out["nearest"] = _nothing_fits(args.gpus, request.device, found.nearest, found.refused)
-    return _show(out, args.json, _search_text) or (0 if found.feasible else 1)
+        out["nearest"] = _nothing_fits(request, args.gpus, found.nearest, found.refused)
+    return _show(out, args.json, plan_text.layouts) or (0 if found.feasible else 1)
 
 
-def _search_text(out: dict[str, Any]) -> str:
-    lines = [f"  {'layout':<20}{'schedule':<11}{'step s':>9}{'bubble':>8}{'exposed s':>11}{'memory':>10}{'GPU hours':>14}{'cost':>14}"]
-    for one in out["layouts"]:
-        cost = "-" if one["cost_usd"] is None else f"${one['cost_usd']:,.0f}"
-        lines.append(
-            f"  {one['layout']:<20}{one['schedule']:<11}{one['step_seconds']:>9.2f}{one['bubble']:>8.1%}{one['exposed_communication']:>11.2f}"
-            f"{size(one['memory']['total']):>10}{grouped(one['gpu_hours_total']):>14}{cost:>14}"
-        )
-    if "nearest" in out:
-        lines.append("  " + out["nearest"])
-    lines += ["", "  refused:", *(f"    {n:>5}  {reason}" for reason, n in out["refused"].items())]
-    return "\n".join(lines)
+def _one_device(args: argparse.Namespace) -> int:
+    from rorqual.planner.estimate import training_estimate
+
+    config, on_cpu = _config(args.model), args.gpu in (None, "laptop")
+    if args.dtype == "fp8":
+        raise ConfigError("--memory follows rorqual's own trainer, which trains in BF16 on a GPU; leave --dtype out or use bf16")
+    estimate = training_estimate(
+        config, micro_batch=args.micro_batch, length=args.seq or 4096, batch=args.batch, dtype="fp32" if on_cpu and args.dtype is None else "bf16",
+        compiled=on_cpu, moments=args.moments, recompute=_recompute(args), lora_rank=args.lora, isolated=args.lora is not None,
+        what=f"training with adapters of rank {args.lora} on one device" if args.lora else "training on one device",
+    )  # fmt: skip
+    available = hardware(args.gpu).memory if args.gpu else memory_check.available_memory("cpu")
+    out = {"name": args.model, **estimate.as_json(), "available": available, "fits": available is None or estimate.total <= available}
+    return _show(out, args.json, plan_text.one_device) or (0 if out["fits"] or args.ignore_memory else 1)
 
 
 # ---------------------------------------------------------------------- serving, comparison, experts
 
 
 def _serve(args: argparse.Namespace) -> int:
-    device, gpus = hardware(args.gpu or "h800"), args.gpus or 8
-    plan = plan_serving(_config(args.model), device, gpus, args.context, price=args.price)
+    device, gpus, config = _device(args, "h800"), args.gpus or 8, _config(args.model)
+    plan = plan_serving(config, device, gpus, args.context, price=args.price, tp=args.tp)
     out = {
-        "name": args.model,
-        "gpu": device.name,
-        "gpus": gpus,
-        "context": args.context,
-        **plan.as_json(),
-        "published_day": production_day(),
-    }
-    return _show(out, args.json, _serve_text)
+        "name": args.model, "gpu": device.name, "gpus": gpus, "context": args.context, **plan.as_json(), "published_day": production_day(),
+        "published_units": {phase: dict(unit) for phase, unit in UNITS.items()},
+        "published_decode_bound_seconds": {f"{link / 1e9:g} GB/s": decode_seconds_per_token(config, link) for link in (50e9, 900e9)},
+    }  # fmt: skip
+    if args.explain:
+        out["explanations"] = _rows(serving_explanations(config, device, gpus, args.context, plan))
+    return _show(out, args.json, plan_text.serving)
 
 
-def _serve_text(out: dict[str, Any]) -> str:
-    cost, day = out["cost_per_million_output_tokens"], out["published_day"]
-    return "\n".join([
-        f"{out['name']} on {out['gpus']} x {out['gpu']}, {grouped(out['context'])} tokens a request",
-        "",
-        f"  weights          {size(out['weight_bytes'])}; cache {grouped(out['cache_bytes_per_token'])} bytes a token, room for {size(out['cache_bytes_free'])}",
-        f"  largest batch    {grouped(out['largest_batch'])} requests",
-        f"  decode           at least {1e3 * out['decode_seconds']:.2f} ms a token, bound by {out['decode_bound']}: at most {out['tokens_per_second_per_user']:.1f} tokens/s a user, {grouped(out['tokens_per_second'])} in all",
-        f"  prefill          at least {1e3 * out['prefill_seconds']:.1f} ms for one prompt at the FP8 peak",
-        f"  cost             {'no price: give --price' if cost is None else f'at least ${cost:.3f} a million output tokens'}; the published day: ${day['per_million_output_tokens']:.3f} with all cost on the output",
-    ])  # fmt: skip
+def _compare(args: argparse.Namespace) -> int:
+    config = _config(args.model)
+    out = compare(config, COMPARISONS[args.compare], int(cache_bytes_per_token(config)))
+    if args.explain:
+        out["explanations"] = _rows(comparison_explanations(out))
+    return _show(out, args.json, plan_text.comparison)
 
 
-def _compare_text(out: dict[str, Any]) -> str:
-    return "\n".join([
-        f"DeepSeek-V3 beside {out['name']} ({out['source']})",
-        "",
-        f"  FLOP             {out['flop_v3']:.3g} and {out['flop_other']:.3g}: {out['flop_ratio']:.1f}x",
-        f"  GPU hours        {grouped(out['gpu_hours_v3'])} and {grouped(out['gpu_hours_other'])}: {out['gpu_hours_ratio']:.2f}x ({out['gpu_hours_ratio_pretraining']:.2f}x over pre-training alone)",
-        f"  left for hardware, format and software: {out['left_for_hardware_and_software']:.2f}x",
-        f"  cache a token    {grouped(out['cache_bytes_v3'])} and {grouped(out['cache_bytes_other'])} bytes: {out['cache_ratio']:.2f}x",
-        f"  {out['reading']}",
-    ])  # fmt: skip
+def _rows(explained: list[tuple[str, str, str]]) -> list[dict[str, str]]:
+    return [{"figure": name, "formula": formula, "inputs": inputs} for name, formula, inputs in explained]
 
 
 def _experts(args: argparse.Namespace) -> int:
@@ -282,15 +305,7 @@ def _experts(args: argparse.Namespace) -> int:
                     "imbalance": one.imbalance(load), "imbalance_without_copies": before[i].imbalance(load) if before else None}
                    for i, (one, load) in enumerate(zip(placed, loads, strict=True))],
     }  # fmt: skip
-    return _show(out, args.json, _experts_text)
-
-
-def _experts_text(out: dict[str, Any]) -> str:
-    lines = [f"{out['replicas']} places on {out['gpus']} GPUs; imbalance is the largest GPU load over the mean"]
-    for number, layer in enumerate(out["layers"]):
-        before = "" if layer["imbalance_without_copies"] is None else f" (without copies {layer['imbalance_without_copies']:.3f})"
-        lines.append(f"  layer {number}: imbalance {layer['imbalance']:.3f}{before}; experts by place {layer['physical_to_logical']}")
-    return "\n".join(lines)
+    return _show(out, args.json, plan_text.experts)
 
 
 # ---------------------------------------------------------------------- shared
@@ -312,7 +327,3 @@ def _config(name: str) -> ModelConfig:
 def _show(out: dict[str, Any], as_json: bool, text: Any) -> int:
     print(json.dumps(out) if as_json else text(out))
     return 0
-
-
-def _number(value: float) -> str:
-    return grouped(value) if abs(value) >= 1000 else f"{value:.4g}"

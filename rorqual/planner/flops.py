@@ -10,11 +10,14 @@ the norms and router biases, which no GEMM touches.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Final
+
 from rorqual.config import ModelConfig
 from rorqual.errors import ConfigError
-from rorqual.planner.params import count
+from rorqual.planner.params import attention_weights, count
 
-DECODE_FORMS = ("absorbed", "expanded", "naive")
+DECODE_FORMS: Final = ("absorbed", "expanded", "naive")
 """How attention over a cache can be computed: on the latents as they are, on keys and values made anew, or on cached ones."""
 
 
@@ -67,3 +70,45 @@ def decode_flops_per_token(config: ModelConfig, context: int, form: str = "absor
     }[form]
     weights = parameters.matmul + (parameters.mtp_matmul if mtp else 0) - (layers * up if form == "expanded" else 0)
     return 2.0 * weights + 2.0 * per_key * context * layers
+
+
+@dataclass(frozen=True)
+class Module:
+    """One kind of module in all its layers: parameters, those that one token uses, and its FLOP of one forward per token of a whole sequence."""
+
+    name: str
+    parameters: int
+    active: int
+    forward_flops: float
+
+    @property
+    def train_flops(self) -> float:
+        """Forward and backward."""
+        return 3 * self.forward_flops
+
+
+def by_module(config: ModelConfig, seq_len: int, causal: bool = True) -> tuple[Module, ...]:
+    """The model taken apart; parameters add up to `total` and `mtp`, FLOP to those with MTP. "attention products" have no parameters."""
+    config = config.settled()
+    sizes, layers = count(config), config.num_hidden_layers
+    moe = sum(not config.is_mtp(layer) for layer in config.moe_layers)
+    dense, weights = layers - moe, attention_weights(config)
+    gate, shared, chosen = config.n_routed_experts * config.hidden_size, config.n_shared_experts * sizes.expert, config.num_experts_per_tok
+    norms = layers * (sizes.attention - weights + 2 * config.hidden_size) + config.hidden_size
+    depth = config.num_blocks - layers
+    mtp = 2.0 * sizes.mtp_matmul + (attention_flops_per_token(config, seq_len, depth, causal) if depth else 0.0)
+    found = [
+        Module("embedding", sizes.embedding, sizes.embedding, 0.0),
+        Module("attention projections", layers * weights, layers * weights, 2.0 * layers * weights),
+        Module("attention products", 0, 0, attention_flops_per_token(config, seq_len, layers, causal)),
+        Module("dense FFN", dense * sizes.dense_ffn, dense * sizes.dense_ffn, 2.0 * dense * sizes.dense_ffn),
+        Module(
+            "routed experts", moe * config.n_routed_experts * sizes.expert, moe * chosen * sizes.expert, 2.0 * moe * chosen * sizes.expert
+        ),
+        Module("shared experts", moe * shared, moe * shared, 2.0 * moe * shared),
+        Module("routers", moe * sizes.router, moe * sizes.router, 2.0 * moe * gate),
+        Module("norms", norms, norms, 0.0),
+        Module("head", sizes.head, sizes.head, 2.0 * sizes.embedding),
+        Module("MTP modules", sizes.mtp, sizes.mtp_active, mtp),
+    ]
+    return tuple(one for one in found if one.parameters or one.forward_flops)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from rorqual.config import ModelConfig
 from rorqual.errors import ConfigError
-from rorqual.planner.schedule import SCHEDULES
+from rorqual.planner.schedule import SCHEDULES, check_counts
 
 _PART = re.compile(r"(pp|dp|ep|zero)(\d+)")
 
@@ -86,12 +86,12 @@ def check(layout: Layout, config: ModelConfig, batch_sequences: int, gpus: int |
         raise ConfigError(f"layout {layout}: {experts} experts cannot be spread over ep {ep}; use ep{_divisor(experts, ep)}")
     if not experts and ep > 1:
         raise ConfigError(f"layout {layout}: the model has no routed experts, so ep must be 1")
-    if batch_sequences % dp:
+    if batch_sequences < 1 or batch_sequences % dp:
         raise ConfigError(
-            f"a batch of {batch_sequences} sequences cannot be split over dp {dp}; use {batch_sequences - batch_sequences % dp + dp}"
+            f"a batch of {batch_sequences} sequences cannot be split over dp {dp}; use {max(0, batch_sequences) // dp * dp + dp}"
         )
     if pp > 1:
-        SCHEDULES[layout.schedule](pp, batch_sequences // dp)  # its own rules about ranks and micro-batches
+        check_counts(layout.schedule, pp, batch_sequences // dp)
 
 
 def _divisor(number: int, near: int) -> int:

@@ -7,6 +7,7 @@ chunks that the schedule holds at once (the simulator's count). Recomputed parts
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -59,7 +60,8 @@ def training_memory(
         raise ConfigError(f"moments {moments!r} must be bf16 or fp32")
     fp8 = fp8 and device.fp8 > 0
     per_stage = [_stage_activations(config, layout, stage, seq_len, recompute, fp8, mtp) for stage in range(layout.num_stages)]
-    in_flight = _in_flight(layout, batch_sequences // layout.dp)
+    shortened = min(batch_sequences // layout.dp, 2 * layout.pp + 2)  # a schedule repeats itself: two rounds show its peak
+    in_flight = (1,) if layout.pp == 1 else _in_flight(layout.schedule, layout.pp, shortened)
     found = []
     for (experts, rest), stages, chunks in zip(held_parameters(config, layout, mtp), rank_stages(layout), in_flight, strict=True):
         shared_out = experts / layout.replicas + rest / layout.dp
@@ -90,12 +92,10 @@ def _stage_activations(
     return seq_len * sum(sum(report_block(config, layer, recompute, fp8).values()) for layer in layers)
 
 
-def _in_flight(layout: Layout, micro_batches: int) -> tuple[int, ...]:
-    """Most chunks that each rank holds at once, from the simulator; a schedule repeats itself, so four micro-batches a rank are enough."""
-    if layout.pp == 1:
-        return (1,)
-    schedule = SCHEDULES[layout.schedule](layout.pp, min(micro_batches, 4 * layout.pp))
-    return simulate(schedule, Costs(1.0, 2.0, 1.0)).peak_in_flight
+@functools.cache
+def _in_flight(schedule: str, ranks: int, micro_batches: int) -> tuple[int, ...]:
+    """Most chunks that each rank holds at once, from the simulator."""
+    return simulate(SCHEDULES[schedule](ranks, micro_batches), Costs(1.0, 2.0, 1.0)).peak_in_flight
 
 
 def _gathered(config: ModelConfig, layout: Layout) -> float:

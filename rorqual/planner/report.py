@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rorqual.config import ModelConfig
-from rorqual.html.numbers import short, size
+from rorqual.html.numbers import grouped, short, size
 from rorqual.planner import step as model
 from rorqual.planner.activations import POLICIES
 from rorqual.planner.cost import COMPARISONS, LEFT_OUT, REPORT, compare, predict, report_arithmetic
+from rorqual.planner.flops import by_module
 from rorqual.planner.hardware import Hardware
 from rorqual.planner.layout import Layout, stage_layers
 from rorqual.planner.memory import cache_bytes_per_token, training_memory
 from rorqual.planner.params import count
+from rorqual.planner.serving import PRODUCTION_DAY, ServingPlan, decode_seconds_per_token, production_day
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Request:
     seq_len: int
     price: float | None = None
     recompute: tuple[str, ...] = POLICIES
+    moments: str = "bf16"
     is_report: bool = False
 
 
@@ -39,7 +42,8 @@ def training_plan(request: Request) -> dict[str, Any]:
         config, request.device, request.layout, tokens=request.tokens, batch_sequences=request.batch_sequences, seq_len=request.seq_len,
         price=request.price, extension=request.is_report, post_training_hours=REPORT.hours_post_training if request.is_report else 0.0,
     )  # fmt: skip
-    memory = training_memory(config, request.device, request.layout, request.seq_len, request.batch_sequences, recompute=request.recompute)
+    memory = training_memory(config, request.device, request.layout, request.seq_len, request.batch_sequences, recompute=request.recompute,
+                             moments=request.moments)  # fmt: skip
     price = request.device.price if request.price is None else request.price
     out: dict[str, Any] = {
         "name": request.name, "gpu": request.device.name, "gpus": request.layout.gpus, "layout": str(request.layout), "schedule": request.layout.schedule,
@@ -48,19 +52,20 @@ def training_plan(request: Request) -> dict[str, Any]:
         "parameters_total": parameters.total, "parameters_active": parameters.active, "parameters_active_without_embedding": parameters.active_without_embedding,
         "kv_bytes_per_token": cache_bytes_per_token(config),
         "layers_per_stage": [len(layers) for layers in stage_layers(config, request.layout.num_stages)],
+        "modules": [{**asdict(one), "train_flops": one.train_flops} for one in by_module(config, request.seq_len)],
         "memory": memory.as_json(),
         "sensitivity": sensitivity(request, prediction.gpu_hours_total),
         "left_out": list(LEFT_OUT),
     }  # fmt: skip
     if request.is_report:
         out["arithmetic"] = report_arithmetic()
-        out["comparison"] = comparison_table(out)
         out["llama3_405b"] = compare(config, COMPARISONS["llama3_405b"], int(cache_bytes_per_token(config)))
+        out["comparison"] = comparison_table(out, config)
     out["simulation_events"] = sum(map(len, step.simulation.events))
     return out
 
 
-def comparison_table(plan: dict[str, Any]) -> list[dict[str, Any]]:
+def comparison_table(plan: dict[str, Any], config: ModelConfig) -> list[dict[str, Any]]:
     """Rows {what, report, ours, difference, kind}: kind is `prediction`, or `arithmetic` on published inputs."""
     arithmetic, phases = plan["arithmetic"], dict(REPORT.phases)
     predictions = [
@@ -75,7 +80,30 @@ def comparison_table(plan: dict[str, Any]) -> list[dict[str, Any]]:
         ("gpu_hours_total", REPORT.hours), ("cost_usd", 5_576_000), ("gpu_hours_per_trillion_tokens", 180_000), ("days_per_trillion_tokens", 3.7),
         ("tokens_per_day", REPORT.tokens_per_day), ("gflop_per_token_causal", 250),
     ]  # fmt: skip
-    return rows + [_row(name, published, arithmetic[name], "arithmetic") for name, published in computed]
+    rows += [_row(name, published, arithmetic[name], "arithmetic") for name, published in computed]
+    other, day = plan["llama3_405b"], production_day()
+    derived = [
+        ("kv_bytes_per_token", 70_272, plan["kv_bytes_per_token"]), ("Llama 3.1 405B: kv_bytes_per_token", 516_096, other["cache_bytes_other"]),
+        ("Llama 3.1 405B: FLOP ratio", 10.2, other["flop_ratio"]), ("Llama 3.1 405B: GPU-hour ratio", 11.06, other["gpu_hours_ratio"]),
+        ("decode ms per token, 50 GB/s links", 14.76, 1e3 * decode_seconds_per_token(config, 50e9)),
+        ("decode ms per token, 900 GB/s links", 0.82, 1e3 * decode_seconds_per_token(config, 900e9)),
+        ("inference day, USD", PRODUCTION_DAY["cost_usd"], day["cost_usd"]),
+    ]  # fmt: skip
+    return rows + [_row(name, published, ours, "arithmetic") for name, published, ours in derived]
+
+
+def markdown_table(rows: list[dict[str, Any]]) -> str:
+    """The rows of `comparison_table` as Markdown, as docs/planner.md shows them."""
+    lines = ["| figure | published | ours | difference | kind |", "|---|---:|---:|---:|---|"]
+    lines += [
+        f"| {row['what']} | {figure(row['report'])} | {figure(row['ours'])} | {row['difference']:+.1%} | {row['kind']} |" for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def figure(value: float) -> str:
+    """A number as the tables print it: whole from 1,000 on, else four digits."""
+    return grouped(value) if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _row(what: str, published: float, ours: float, kind: str) -> dict[str, Any]:
@@ -123,4 +151,30 @@ def explanations(request: Request, plan: dict[str, Any]) -> list[tuple[str, str,
         ("mfu_causal", "gflop_per_token / (GPU-seconds per token x BF16 peak)", f"BF16 peak {short(device.bf16)}FLOP/s ({device.source})"),
         ("memory", "the rank that needs most: weights, FP8 copies, FP32 gradients, shared-out master and moments, activations x chunks in flight, logits, buffers, 5 % gaps",
          ", ".join(f"{name} {size(value)}" for name, value in plan["memory"]["parts"].items())),
+    ]  # fmt: skip
+
+
+def serving_explanations(config: ModelConfig, device: Hardware, gpus: int, context: int, plan: ServingPlan) -> list[tuple[str, str, str]]:
+    """(figure, formula, inputs) of a plan of serving."""
+    per_token = plan.cache_bytes_per_token
+    return [
+        ("cache_bytes_per_token", "layers x (kv_lora_rank + qk_rope_head_dim) x 2 bytes", f"{config.num_hidden_layers} x ({config.kv_lora_rank} + {config.qk_rope_head_dim})"),
+        ("weight_bytes_per_gpu", "ceil(experts / gpus) whole experts of every MoE layer + all else / tp", f"{size(plan.weight_bytes)} in all, {gpus} GPUs, tp {plan.tp}"),
+        ("largest_batch", "gpus / tp x floor((0.9 memory - weights) / (context x cache)): the latents serve all heads, so each GPU of a group keeps them whole",
+         f"{size(device.memory)}, {size(plan.cache_bytes_free)} free, {context:,} x {per_token:,.0f} bytes"),
+        ("decode seconds", "the largest of: (weights touched + cache read) / bandwidth; absorbed FLOP / peak; MoE layers x 3 bytes x tokens x (K + shared) x hidden / link",
+         f"{size(device.memory_bandwidth)}/s, {short(device.linear_peak)}FLOP/s, bound by {plan.largest.bound} at batch {plan.largest.batch:,}"),
+        ("prefill_seconds", "the larger of: FLOP without the head / peak; dispatch and combine / link; over all GPUs", f"{context:,} tokens, bound by {plan.prefill_bound}"),
+        ("cost per million tokens", "gpus x price / 3600 / tokens per second x 1e6", f"{gpus} GPUs"),
+    ]  # fmt: skip
+
+
+def comparison_explanations(out: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(figure, formula, inputs) of `compare`."""
+    return [
+        ("flop_v3", "published tokens x published FLOP per token", f"{short(REPORT.tokens)} x {REPORT.gflop_per_token:g} GFLOP"),
+        ("flop_other", "6 x parameters x tokens", out["source"]),
+        ("gpu_hours_ratio", "other hours / (pre-training + context extension + post-training)", f"{out['gpu_hours_other']:,.0f} / {out['gpu_hours_v3']:,}"),
+        ("left_for_hardware_and_software", "ratio of hours / ratio of FLOP", f"{out['gpu_hours_ratio']:.2f} / {out['flop_ratio']:.2f}"),
+        ("cache_ratio", "2 x layers x key-value heads x head width x 2 bytes / (layers x (c + r) x 2 bytes)", f"{out['cache_bytes_other']:,} / {out['cache_bytes_v3']:,}"),
     ]  # fmt: skip

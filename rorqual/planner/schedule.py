@@ -63,7 +63,7 @@ class Schedule:
 
 def one_f_one_b(num_ranks: int, num_micro_batches: int) -> Schedule:
     """1F1B: as many forwards ahead as stages follow, then one forward, one backward; bubble (P-1)(F+B)."""
-    _positive(num_ranks, num_micro_batches)
+    check_counts("1f1b", num_ranks, num_micro_batches)
 
     def rank(r: int) -> Iterator[Step]:
         ahead = min(num_ranks - 1 - r, num_micro_batches)
@@ -83,7 +83,7 @@ def zb1p(num_ranks: int, num_micro_batches: int) -> Schedule:
     What rank r puts off fills the gaps in which it would wait for input gradients at the end; bubble (P-1)(F+B-2W), and no rank
     keeps more than P micro-batches.
     """
-    _positive(num_ranks, num_micro_batches)
+    check_counts("zb1p", num_ranks, num_micro_batches)
 
     def rank(r: int) -> Iterator[Step]:
         ahead = min(num_ranks - 1 - r, num_micro_batches)
@@ -175,10 +175,7 @@ def _bidirectional(rank: _Rank, q: int, h: int, pairs: int) -> tuple[Step, ...]:
 
 def dualpipe(num_ranks: int, num_micro_batches: int) -> Schedule:
     """DualPipe: half of the micro-batches from each end; bubble (P/2-1)(F&B+B-3W), twice the parameters, P+1 activations."""
-    _positive(num_ranks, num_micro_batches)
-    if num_ranks % 2:
-        raise ConfigError(f"DualPipe needs an even number of ranks, not {num_ranks}; use {num_ranks + 1}")
-    _even(num_micro_batches, 2 * num_ranks, "DualPipe")
+    check_counts("dualpipe", num_ranks, num_micro_batches)
     h = num_ranks // 2
 
     def rank(r: int) -> tuple[Step, ...]:
@@ -198,11 +195,7 @@ def dualpipev(num_ranks: int, num_micro_batches: int) -> Schedule:
 
     For S = 2P stages the bubble is DualPipe's at S ranks.
     """
-    _positive(num_ranks, num_micro_batches)
-    if num_micro_batches < 2 * num_ranks:
-        raise ConfigError(
-            f"DualPipeV on {num_ranks} ranks needs at least {2 * num_ranks} micro-batches, not {num_micro_batches}; use {2 * num_ranks}"
-        )
+    check_counts("dualpipev", num_ranks, num_micro_batches)
 
     def rank(r: int) -> tuple[Step, ...]:
         sides = (lambda m: Op("F", r, m), lambda m: Op("F", 2 * num_ranks - 1 - r, m))
@@ -220,12 +213,16 @@ SCHEDULES: Final[dict[str, Callable[[int, int], Schedule]]] = {
 """By the name that the command line takes: (ranks, micro-batches) to a schedule."""
 
 
-def _positive(num_ranks: int, num_micro_batches: int) -> None:
+def check_counts(name: str, num_ranks: int, num_micro_batches: int) -> None:
+    """ConfigError, with the nearest number that works, for counts that a schedule cannot take; nothing is built."""
     if num_ranks < 1 or num_micro_batches < 1:
         raise ConfigError(f"a pipeline needs at least one rank and one micro-batch, not {num_ranks} and {num_micro_batches}")
-
-
-def _even(num_micro_batches: int, least: int, name: str) -> None:
-    if num_micro_batches % 2 or num_micro_batches < least:
-        near = max(num_micro_batches + num_micro_batches % 2, least)
-        raise ConfigError(f"{name} needs an even number of micro-batches, at least {least}, not {num_micro_batches}; use {near}")
+    least = 2 * num_ranks
+    if name == "dualpipe":
+        if num_ranks % 2:
+            raise ConfigError(f"DualPipe needs an even number of ranks, not {num_ranks}; use {num_ranks + 1}")
+        if num_micro_batches % 2 or num_micro_batches < least:
+            near = max(num_micro_batches + num_micro_batches % 2, least)
+            raise ConfigError(f"DualPipe needs an even number of micro-batches, at least {least}, not {num_micro_batches}; use {near}")
+    if name == "dualpipev" and num_micro_batches < least:
+        raise ConfigError(f"DualPipeV on {num_ranks} ranks needs at least {least} micro-batches, not {num_micro_batches}; use {least}")

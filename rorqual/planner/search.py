@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Final
 
 from rorqual.config import ModelConfig
 from rorqual.errors import ConfigError
+from rorqual.planner.activations import POLICIES
 from rorqual.planner.cost import Prediction, predict
 from rorqual.planner.hardware import Hardware
 from rorqual.planner.layout import Layout, check
 from rorqual.planner.memory import Memory, training_memory
 from rorqual.planner.schedule import SCHEDULES
+from rorqual.planner.step import least_seconds
+
+_MOST_GPUS: Final = 65_536
 
 
 @dataclass(frozen=True)
@@ -39,31 +44,60 @@ class Search:
 
 
 def search(
-    config: ModelConfig, device: Hardware, gpus: int, *, tokens: float, batch_sequences: int, seq_len: int, recompute: tuple[str, ...],
-    price: float | None = None,
+    config: ModelConfig, device: Hardware, gpus: int, *, tokens: float, batch_sequences: int, seq_len: int, recompute: tuple[str, ...] = POLICIES,
+    moments: str = "bf16", price: float | None = None, best_only: bool = False,
 ) -> Search:  # fmt: skip
-    """Tries every pp, ep and schedule on `gpus` devices."""
-    feasible, refused, best = [], Counter[str](), None
+    """Tries every pp, ep and schedule on `gpus` devices, and shared-out parameters without a pipeline.
+
+    `best_only` stops simulating where a lower bound shows that no other layout can be faster; the first result is the same.
+    """
+    refused: Counter[str] = Counter()
+    fitting: list[tuple[float, Layout, Memory]] = []
+    smallest: tuple[Layout, Memory] | None = None
     for layout in _layouts(gpus):
         try:
             check(layout, config, batch_sequences, gpus)
         except ConfigError as error:
             refused[_reason(str(error))] += 1
             continue
-        memory = training_memory(config, device, layout, seq_len, batch_sequences, recompute=recompute)
-        if not memory.fits:
-            refused["needs more memory than the device has"] += 1
-            if best is None or memory.total < best[1].total:
-                best = layout, memory
+        memory = training_memory(config, device, layout, seq_len, batch_sequences, recompute=recompute, moments=moments)
+        if memory.fits:
+            fitting.append((least_seconds(config, device, layout, seq_len, batch_sequences), layout, memory))
             continue
-        prediction, _ = predict(config, device, layout, tokens=tokens, batch_sequences=batch_sequences, seq_len=seq_len, price=price)
-        feasible.append(Candidate(layout, memory, prediction))
-    nearest = None
-    if not feasible and best is not None:
-        prediction, _ = predict(config, device, best[0], tokens=tokens, batch_sequences=batch_sequences, seq_len=seq_len, price=price)
-        nearest = Candidate(*best, prediction)
-    feasible.sort(key=lambda one: (one.prediction.step_seconds, one.memory.total, str(one.layout)))
-    return Search(tuple(feasible), dict(refused.most_common()), nearest)
+        refused["needs more memory than the device has"] += 1
+        if smallest is None or memory.total < smallest[1].total:
+            smallest = layout, memory
+
+    def candidate(layout: Layout, memory: Memory) -> Candidate:
+        found, _ = predict(config, device, layout, tokens=tokens, batch_sequences=batch_sequences, seq_len=seq_len, price=price)
+        return Candidate(layout, memory, found)
+
+    feasible: list[Candidate] = []
+    fastest = float("inf")
+    for least, layout, memory in sorted(fitting, key=lambda one: (one[0], str(one[1]), one[1].schedule)):
+        if best_only and least > fastest:
+            break
+        feasible.append(candidate(layout, memory))
+        fastest = min(fastest, feasible[-1].prediction.step_seconds)
+    feasible.sort(key=lambda one: (one.prediction.step_seconds, one.memory.total, str(one.layout), one.layout.schedule))
+    nearest = None if feasible or smallest is None else candidate(*smallest)
+    return Search(tuple(feasible[:1] if best_only else feasible), dict(refused.most_common()), nearest)
+
+
+def enough(
+    config: ModelConfig, device: Hardware, gpus: int, *, batch_sequences: int, seq_len: int, recompute: tuple[str, ...] = POLICIES, moments: str = "bf16"
+) -> tuple[int, Layout] | None:  # fmt: skip
+    """The smallest doubling of `gpus` (up to 65,536) on which some layout runs and fits, with that layout; None where there is none."""
+    while gpus <= _MOST_GPUS:
+        for layout in _layouts(gpus):
+            try:
+                check(layout, config, batch_sequences, gpus)
+            except ConfigError:
+                continue
+            if training_memory(config, device, layout, seq_len, batch_sequences, recompute=recompute, moments=moments).fits:
+                return gpus, layout
+        gpus *= 2
+    return None
 
 
 def _layouts(gpus: int) -> list[Layout]:
@@ -72,7 +106,10 @@ def _layouts(gpus: int) -> list[Layout]:
     for pp in (n for n in divisors if n <= 128):
         dp = gpus // pp
         for ep in (n for n in divisors if dp % n == 0 and n <= 512):
-            found += [Layout(pp, dp, ep, schedule) for schedule in (SCHEDULES if pp > 1 else ("1f1b",))]
+            if pp == 1:
+                found += [Layout(1, dp, ep, "1f1b", zero) for zero in ((1, 3) if dp > 1 else (1,))]
+            else:
+                found += [Layout(pp, dp, ep, schedule) for schedule in SCHEDULES]
     return found
 
 

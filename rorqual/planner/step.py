@@ -75,8 +75,19 @@ class StepTime:
         return {"step_seconds": self.seconds, "phases": dict(self.phases), "exposed_communication": self.exposed_communication}
 
 
+def chunks_of(config: ModelConfig, device: Hardware, layout: Layout, seq_len: int, mtp: bool = True) -> tuple[Chunk, ...]:
+    """Costs of every stage."""
+    held = stage_parameters(config, layout, mtp)
+    return tuple(_chunk(config, device, layout, stage, seq_len, mtp, held[stage]) for stage in range(layout.num_stages))
+
+
 def chunk(config: ModelConfig, device: Hardware, layout: Layout, stage: int, seq_len: int, mtp: bool) -> Chunk:
-    """Costs of one stage. The last stage has the head, and the MTP modules with a use of the head each."""
+    """Costs of one stage."""
+    return _chunk(config, device, layout, stage, seq_len, mtp, stage_parameters(config, layout, mtp)[stage])
+
+
+def _chunk(config: ModelConfig, device: Hardware, layout: Layout, stage: int, seq_len: int, mtp: bool, held: tuple[float, float]) -> Chunk:
+    """Costs of one stage that holds `held` (routed-expert parameters, others). The last stage has the head, and the MTP modules with a use of the head each."""
     layers = list(stage_layers(config, layout.num_stages)[stage])
     last = stage == layout.num_stages - 1
     modules = config.num_nextn_predict_layers if mtp and last else 0
@@ -89,15 +100,15 @@ def chunk(config: ModelConfig, device: Hardware, layout: Layout, stage: int, seq
     head = 2.0 * plain * seq_len / (ATTENTION_EFFICIENCY * device.bf16)
     other = ELEMENTWISE_BYTES * config.hidden_size * len(layers) * seq_len / device.memory_bandwidth
     logits = LOGIT_BYTES * config.vocab_size * (1 + modules) * seq_len / device.memory_bandwidth if last else 0.0
-    experts, rest = stage_parameters(config, layout, mtp)[stage]
+    experts, rest = held
     summed = GRADIENT_BYTES * (experts + rest) / device.memory_bandwidth
     moe = sum(config.is_moe(layer) for layer in layers)
     forward = gemm + attention + head + logits / 2 + other / 3
     backward = 2 * (gemm + head) + 3 * attention + logits / 2 + summed + other * 2 / 3  # attention's backward recomputes its scores
     gathers = [0.0, 0.0]
     if layout.zero == 3:
-        for held, ranks in ((experts, layout.replicas), (rest, layout.dp)):
-            gathers = [so_far + sent / link(device, ranks) for so_far, sent in zip(gathers, fsdp_bytes(held, ranks), strict=True)]
+        for shared, ranks in ((experts, layout.replicas), (rest, layout.dp)):
+            gathers = [so_far + sent / link(device, ranks) for so_far, sent in zip(gathers, fsdp_bytes(shared, ranks), strict=True)]
     return Chunk(forward, backward, gemm + head + summed, moe * seq_len * all_to_all_seconds(config, layout.ep, device), *gathers)
 
 
@@ -140,7 +151,7 @@ class _StageCosts:
 def training_step(config: ModelConfig, device: Hardware, layout: Layout, seq_len: int, batch_sequences: int, mtp: bool = True) -> StepTime:
     """Predicts one optimiser step of `batch_sequences` sequences; the layout must have passed `layout.check`."""
     micro_batches = batch_sequences // layout.dp
-    chunks = tuple(chunk(config, device, layout, stage, seq_len, mtp) for stage in range(layout.num_stages))
+    chunks = chunks_of(config, device, layout, seq_len, mtp)
     send = pipeline_bytes(config, seq_len) / device.scale_out if layout.pp > 1 else 0.0
     costs = _StageCosts(chunks, send)
     simulated = min(micro_batches, _SIMULATED * layout.pp)
@@ -156,6 +167,21 @@ def training_step(config: ModelConfig, device: Hardware, layout: Layout, seq_len
         exposed += rounds * (more_exposed - exposed)
     phases["optimizer"] = optimizer_seconds(config, device, layout, mtp)
     return StepTime(seconds + phases["optimizer"], phases["optimizer"], phases, exposed, chunks, found)
+
+
+def least_seconds(config: ModelConfig, device: Hardware, layout: Layout, seq_len: int, batch_sequences: int, mtp: bool = True) -> float:
+    """A lower bound of `training_step(...).seconds` without a simulation: the work of the busiest rank at its best, and the update."""
+    chunks = chunks_of(config, device, layout, seq_len, mtp)
+    alone = 1 - COMMUNICATION_SMS
+
+    def work(one: Chunk) -> float:
+        compute = one.forward + one.backward
+        hidden = PAIR_OVERHEAD * compute if one.communication else alone * compute
+        return min(hidden, alone * compute + 2 * one.communication)
+
+    share = batch_sequences / layout.dp / layout.model_copies
+    busiest = max(sum(work(chunks[stage]) for stage in stages) for stages in rank_stages(layout))
+    return share * busiest + optimizer_seconds(config, device, layout, mtp)
 
 
 def _phases(found: Simulation, costs: _StageCosts) -> tuple[dict[str, float], float]:

@@ -6,7 +6,13 @@ import pytest
 
 from rorqual.config import ModelConfig
 from rorqual.errors import ConfigError
-from rorqual.planner.flops import attention_flops_per_token, decode_flops_per_token, forward_flops_per_token, train_flops_per_token
+from rorqual.planner.flops import (
+    attention_flops_per_token,
+    by_module,
+    decode_flops_per_token,
+    forward_flops_per_token,
+    train_flops_per_token,
+)
 from rorqual.planner.params import count
 from tests.planner.configurations import V3
 from tests.tiny import t0
@@ -69,3 +75,21 @@ def test_decoding_671b_by_hand() -> None:
     for wrong in ({"context": 0}, {"context": 1, "form": "flash"}):
         with pytest.raises(ConfigError):
             decode_flops_per_token(V3, **wrong)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [V3, t0(), t0(n_routed_experts=0, num_nextn_predict_layers=0), t0(tie_word_embeddings=True, q_lora_rank=None, n_shared_experts=0)],
+)
+def test_modules_add_up(config: ModelConfig) -> None:
+    parts, sizes = by_module(config, 64), count(config)
+    assert sum(one.parameters for one in parts) == sizes.total + sizes.mtp
+    assert sum(one.active for one in parts) == sizes.active + sizes.mtp_active
+    assert sum(one.forward_flops for one in parts) == pytest.approx(forward_flops_per_token(config, 64, mtp=True), rel=1e-12)
+
+
+def test_modules_of_671b() -> None:
+    parts = {one.name: one for one in by_module(V3, 4096)}
+    assert parts["routed experts"].parameters == 58 * 256 * 44_040_192 and parts["routed experts"].active == 58 * 8 * 44_040_192
+    assert parts["attention products"].train_flops == 30_702_305_280 and parts["routers"].active == 58 * 1_835_264
+    assert parts["head"].train_flops == 6 * 926_679_040 and parts["MTP modules"].parameters == 11_610_068_224
