@@ -1,6 +1,7 @@
 """Simulate a pipeline schedule: bubble, memory, a picture, a Chrome trace.
 
 rorqual simulate --schedule dualpipe --pp 8 --micro-batches 20
+rorqual simulate --schedule 1f1b --pp 16 --micro-batches 60 --layers 61 --html out.html
 rorqual simulate --schedule zb1p --pp 4 --micro-batches 12 --forward 1 --backward 2 --weight 0.9 --trace out.json
 """
 
@@ -11,6 +12,7 @@ import json
 from pathlib import Path
 
 from rorqual.errors import ConfigError
+from rorqual.planner.layout import deal
 from rorqual.planner.schedule import SCHEDULES
 from rorqual.planner.simulate import Costs, Simulation, simulate
 
@@ -33,6 +35,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--backward", type=float, default=2.0, metavar="T", help="of a whole backward chunk (default: 2)")
     parser.add_argument("--weight", type=float, default=1.0, metavar="T", help="of the weight-gradient part of it (default: 1)")
     parser.add_argument("--pair", type=float, metavar="T", help="of an overlapped forward and backward (default: their sum)")
+    parser.add_argument("--layers", type=int, metavar="N", help="deal N layers over the stages: costs are then of the stage with most layers, others take their share (default: even stages)")  # fmt: skip
     parser.add_argument("--send", type=float, default=0.0, metavar="T", help="of a message to another rank (default: 0)")
     parser.add_argument(
         "--trace", type=Path, metavar="FILE", help="write a Chrome trace (chrome://tracing, Perfetto); one time unit is a second"
@@ -41,7 +44,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     args = parser.parse_args(argv)
     schedule = SCHEDULES[args.schedule](args.pp, args.micro_batches)
-    found = simulate(schedule, Costs(args.forward, args.backward, args.weight, args.pair, args.send))
+    sizes = [1] * schedule.num_stages if args.layers is None else layers_of(args.layers, schedule.num_stages)
+    found = simulate(
+        schedule, Costs(args.forward, args.backward, args.weight, args.pair, args.send, lambda stage: sizes[stage] / max(sizes))
+    )
     if args.trace:
         _write(args.trace, json.dumps({"traceEvents": found.chrome_trace(), "displayTimeUnit": "ms"}))
     if args.html:
@@ -56,6 +62,13 @@ def main(argv: list[str]) -> int:
         for path in filter(None, (args.trace, args.html)):
             print(f"written: {path}")
     return 0
+
+
+def layers_of(layers: int, stages: int) -> list[int]:
+    """Layers of each stage, as training deals them out; ConfigError for fewer layers than stages."""
+    if layers < stages:
+        raise ConfigError(f"--layers ({layers}) must be at least the number of stages ({stages})")
+    return deal(layers, stages)
 
 
 def closed_form(name: str, pp: int, forward: float, backward: float, weight: float, pair: float | None) -> float:

@@ -99,17 +99,23 @@ def _divisor(number: int, near: int) -> int:
     return next(value for value in range(min(number, near), 0, -1) if number % value == 0)
 
 
-def stage_layers(config: ModelConfig, num_stages: int) -> list[range]:
-    """The trunk's layers of each stage: ceil(L / stages) until few are left, so that the last stage, which has head and MTP, is short.
+def deal(layers: int, num_stages: int) -> list[int]:
+    """Layers of each stage: ceil(L / stages) until few are left, so that the last stage, which has head and MTP, is short.
 
     61 layers on 16 stages: fifteen stages of 4, the last of 1.
     """
-    layers, size = config.num_hidden_layers, -(-config.num_hidden_layers // num_stages)
+    size = -(-layers // num_stages)
     counts = [size] * num_stages
     surplus = size * num_stages - layers
     for stage in range(num_stages - 1, -1, -1):
         take = min(surplus, counts[stage] - 1)
         counts[stage] -= take
         surplus -= take
+    return counts
+
+
+def stage_layers(config: ModelConfig, num_stages: int) -> list[range]:
+    """The trunk's layers of each stage, by `deal`."""
+    counts = deal(config.num_hidden_layers, num_stages)
     starts = [sum(counts[:stage]) for stage in range(num_stages)]
     return [range(start, start + count) for start, count in zip(starts, counts, strict=True)]

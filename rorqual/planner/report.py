@@ -47,7 +47,8 @@ def training_plan(request: Request) -> dict[str, Any]:
     price = request.device.price if request.price is None else request.price
     out: dict[str, Any] = {
         "name": request.name, "gpu": request.device.name, "gpus": request.layout.gpus, "layout": str(request.layout), "schedule": request.layout.schedule,
-        "tokens": request.tokens, "batch_sequences": request.batch_sequences, "sequence_length": request.seq_len, "price": price,
+        "tokens": request.tokens, "batch_sequences": request.batch_sequences, "sequence_length": request.seq_len,
+        "micro_batches": request.batch_sequences // request.layout.dp, "price": price,
         **prediction.as_json(),
         "parameters_total": parameters.total, "parameters_active": parameters.active, "parameters_active_without_embedding": parameters.active_without_embedding,
         "kv_bytes_per_token": cache_bytes_per_token(config),

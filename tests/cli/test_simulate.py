@@ -35,6 +35,16 @@ def test_trace_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert f"written: {trace}" in capsys.readouterr().out
 
 
+def test_uneven_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten layers on four stages are 3, 3, 3 and 1: the last works a third of the time, and waits the rest."""
+    command = ["--schedule", "1f1b", "--pp", "4", "--micro-batches", "8", "--layers", "10", "--json"]
+    assert simulate.main(command) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert [round(out["seconds"] - waits, 6) for waits in out["bubble"]] == [24, 24, 24, 8]
+    with pytest.raises(ConfigError, match=r"--layers \(3\) must be at least the number of stages \(4\)"):
+        simulate.main([*command[:6], "--layers", "3"])
+
+
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="even number of micro-batches"):
         simulate.main(["--pp", "4", "--micro-batches", "9"])

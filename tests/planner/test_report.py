@@ -9,7 +9,16 @@ import pytest
 from rorqual.planner.hardware import hardware
 from rorqual.planner.layout import parse
 from rorqual.planner.page import plan_page
-from rorqual.planner.report import REASONS, Request, explanations, training_plan
+from rorqual.planner.report import (
+    REASONS,
+    Request,
+    comparison_explanations,
+    explanations,
+    markdown_table,
+    serving_explanations,
+    training_plan,
+)
+from rorqual.planner.serving import plan_serving
 from rorqual.planner.step import training_step
 from rorqual.presets import preset
 
@@ -39,6 +48,18 @@ def test_the_table_says_which_figure_is_which() -> None:
     assert wide <= set(REASONS)
 
 
+def test_the_markdown_table_has_every_row() -> None:
+    lines = markdown_table(PLAN["comparison"]).splitlines()
+    assert len(lines) == len(PLAN["comparison"]) + 2 and "| cost_usd | 5,576,000 | 5,576,000 | +0.0% | arithmetic |" in lines
+
+
+def test_plans_of_serving_and_comparisons_are_explained() -> None:
+    plan = plan_serving(REQUEST.config, REQUEST.device, 32, 4096)
+    found = {name for name, formula, inputs in serving_explanations(REQUEST.config, REQUEST.device, 32, 4096, plan) if formula and inputs}
+    assert {"largest_batch", "decode seconds", "prefill_seconds"} <= found
+    assert {"flop_other", "gpu_hours_ratio"} <= {name for name, _, _ in comparison_explanations(PLAN["llama3_405b"])}
+
+
 def test_sensitivity_is_proportional() -> None:
     by_price, by_mfu = PLAN["sensitivity"]["by_price"], PLAN["sensitivity"]["by_mfu"]
     assert by_price["4"] == pytest.approx(4 * by_price["1"]) and by_price["2"] == pytest.approx(PLAN["cost_usd"])
@@ -54,12 +75,15 @@ def test_the_page_holds_all_of_it() -> None:
     step = training_step(REQUEST.config, REQUEST.device, REQUEST.layout, 4096, 15360)
     text = plan_page(PLAN, step.simulation)
     for words in (
-        "Memory of the fullest GPU",
+        "Of the fullest GPU",
+        "activations held over time",
+        "the schedule of all micro-batches",
+        "routed experts",
         "Time of a step",
         "by price of a GPU hour",
         "by share of the BF16 peak",
         "Beside the report",
-        "leaves out",
+        "does not contain",
         "<rect",
     ):
         assert words in text, words

@@ -73,7 +73,16 @@ def test_costs_that_make_no_sense_are_refused(costs):
         Costs(*costs)
 
 
-def test_a_large_pipeline_is_simulated_in_seconds():
-    """128 stages x 1,024 micro-batches; the time is not asserted, the work is."""
-    found = simulate(SCHEDULES["1f1b"](128, 256), Costs(F, B, W))
-    assert found.seconds == (256 + 127) * (F + B)
+@pytest.mark.parametrize("name", ["1f1b", pytest.param("zb1p", marks=pytest.mark.slow), pytest.param("dualpipe", marks=pytest.mark.slow)])
+def test_a_large_pipeline(name):
+    """128 stages x 1,024 micro-batches, in seconds (about 1 s here; the time is not asserted, the work is)."""
+    found = simulate(SCHEDULES[name](128, 1024), Costs(F, B, W))
+    bubble = {"1f1b": 127 * (F + B), "zb1p": 127 * (F + B - 2 * W), "dualpipe": 63 * (F + B + B - 3 * W)}[name]
+    assert found.seconds == pytest.approx(1024 * (F + B) + bubble) and max(found.bubble) == pytest.approx(bubble)
+
+
+def test_memory_over_time_by_hand():
+    """Two ranks, two micro-batches: the first rank holds 1, then 2, and gives them back one by one."""
+    held = simulate(one_f_one_b(2, 2), Costs(F, B, W)).in_flight()
+    assert held[0] == ((0.0, 1), (1.0, 2), (6.0, 1), (9.0, 0))
+    assert held[1] == ((1.0, 1), (4.0, 0), (4.0, 1), (7.0, 0))
