@@ -80,7 +80,7 @@ def check_folder(
 ) -> None:  # fmt: skip
     """The check for serving a run or a model folder on this machine, before it is read. A folder without a config.json is left to the loader.
 
-    weights: as the user chose, else what the loader would choose. drafts: MTP modules that draft, None for all there are.
+    weights: as the user chose, else what the loader would choose. drafts: MTP modules that draft, None for one where there are any.
     """
     from rorqual.cli.model_folder import fitting_weights
     from rorqual.planner.estimate import serving_estimate

@@ -16,7 +16,7 @@ from rorqual.config import ModelConfig
 from rorqual.errors import ConfigError
 from rorqual.planner.activations import MicroBatch, trainer_block, trainer_merge
 from rorqual.planner.memory import weight_bytes
-from rorqual.planner.params import cache_values_per_token, count
+from rorqual.planner.params import count
 
 MARGIN: Final = 0.05
 """Share of the tensors set aside for the allocator's gaps; an assumption, not a measurement."""
@@ -24,6 +24,8 @@ PROGRAM: Final = 400e6
 """Interpreter, torch and its libraries, loaded; measured on Linux, rounded up."""
 LOGITS_AT_A_TIME: Final = 1 << 21
 """Elements of logits that the compiled loss holds at a time (kernels/native.py)."""
+SAMPLED_BYTES: Final = 60
+"""Bytes per logit that the sampler holds at a time: three FP32 and six 64-bit copies (inference/sampler.py)."""
 LORA_TARGETS: Final = ("attention", "ffn")
 """What adapters sit on by default: MLA's projections, dense and shared FFNs; "experts" may be added."""
 
@@ -200,41 +202,38 @@ def base_bytes(config: ModelConfig, kept: str) -> float:
 
 def serving_estimate(
     config: ModelConfig, *, weights: str = "fp32", cache_bytes: float | None = None, sequences: int = 64, context: int | None = None,
-    batched_tokens: int = 512, drafts: int | None = None, vocab_limit: int | None = None,
+    batched_tokens: int = 512, drafts: int | None = None,
 ) -> Estimate:  # fmt: skip
-    """Peak of the engine: weights as kept, the cache, and one step of `batched_tokens` tokens over `context` (default: the longest).
+    """Peak of the engine: weights as kept, the cache, and one step of `batched_tokens` prompt tokens over contexts of `context` tokens.
 
-    cache_bytes: what the cache is given (default: `sequences` contexts, at most 512 MiB, as the engine does). drafts: MTP modules that
-    draft (default: all there are); their entries are in the cache's bytes per token.
+    context: default the longest of the model. cache_bytes: what the cache is given (default: `sequences` contexts, at most 512 MiB, as
+    the engine does). drafts: MTP modules that draft (default: one where there are any); their entries are in the cache too. A step
+    makes the keys and values of the sequences in it anew, at most as many as the cache holds.
     """
     if weights not in ("fp32", "bf16", "fp8"):
         raise ConfigError(f"weights ({weights!r}) must be fp32, bf16 or fp8")
     context = config.max_position_embeddings if context is None else context
     item = 2 if weights == "bf16" else 4
+    drafts = min(1, config.num_nextn_predict_layers) if drafts is None else drafts
+    layers = config.num_hidden_layers + min(drafts, config.num_nextn_predict_layers)
+    latent = config.kv_lora_rank + config.qk_rope_head_dim
     if cache_bytes is None:
-        layers = config.num_hidden_layers + min(
-            config.num_nextn_predict_layers if drafts is None else drafts, config.num_nextn_predict_layers
-        )
-        per_token = cache_values_per_token(config) // config.num_hidden_layers * layers * item
-        cache_bytes = min(sequences * -(-context // 16) * 16 * per_token, 512 * 2**20)
-    heads, key, value = config.num_attention_heads, config.qk_head_dim, config.v_head_dim
-    rows, reach = min(batched_tokens, context), context
-    attention = item * (reach * heads * (2 * key + value + max(key, value)) + rows * heads * (key + 2 * value)) + rows * reach * (
-        item + 1.0
-    )
+        cache_bytes = min(sequences * -(-context // 16) * 16 * layers * latent * item, 512 * 2**20)
+    heads, key, value, nope = config.num_attention_heads, config.qk_head_dim, config.v_head_dim, config.qk_nope_head_dim
+    keys = min(min(sequences, batched_tokens) * context, cache_bytes / (layers * latent * item))
+    rows = min(batched_tokens, sequences * context)
+    attention = item * keys * (latent + heads * (nope + value + key + max(key, value))) + rows * min(context, keys) * (item + 1.0)
     width = max(config.intermediate_size, config.num_experts_per_tok * config.moe_intermediate_size)
     ffn = item * rows * (3 * width + (config.num_experts_per_tok + 2) * config.hidden_size)
-    dequantised = (
-        4.0 * max(config.hidden_size * config.intermediate_size, config.kv_lora_rank * heads * (config.qk_nope_head_dim + value))
-        if weights == "fp8"
-        else 0.0
-    )
-    vocabulary = config.vocab_size if vocab_limit is None else vocab_limit
+    widest = max(config.hidden_size * config.intermediate_size, config.kv_lora_rank * heads * (nope + value))
     parts = {
         "weights": base_bytes(config, weights),
         "cache": float(cache_bytes),
+        "dequantised": 4.0 * widest if weights == "fp8" else 0.0,
         "activations": max(attention, ffn),
-        "dequantised": dequantised,
-        "logits": 4.0 * max(sequences, 1) * vocabulary * 2,
+        "logits": 0.0,
     }
+    sampling = float(SAMPLED_BYTES * sequences * (1 + drafts) * config.vocab_size)
+    if sampling > parts["activations"]:  # of two moments of a step, the one that takes more
+        parts |= {"logits": sampling, "activations": 0.0}
     return Estimate("serving", {name: size for name, size in parts.items() if size})
