@@ -26,7 +26,7 @@ from rorqual.planner.eplb import place_experts
 from rorqual.planner.hardware import Hardware, hardware
 from rorqual.planner.layout import Layout, check, parse
 from rorqual.planner.memory import cache_bytes_per_token
-from rorqual.planner.params import count
+from rorqual.planner.params import cache_schemes, count
 from rorqual.planner.report import (
     Request,
     comparison_explanations,
@@ -100,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=("fp8", "bf16"), help="of the Linears' GEMMs (default: fp8 where the device has it)")
     parser.add_argument("--search", action="store_true", help="list the best layouts, and why the others do not fit")
     parser.add_argument("--serve", action="store_true", help="plan inference instead of training")
+    parser.add_argument(
+        "--cache-dtype", choices=("bf16", "fp8"), default="bf16", help="with --serve: of the latents in the cache (default: bf16)"
+    )
     parser.add_argument(
         "--tp", type=int, metavar="N", help="with --serve: GPUs that split attention (default: what leaves room for most requests)"
     )
@@ -263,9 +266,10 @@ def _one_device(args: argparse.Namespace) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     device, gpus, config = _device(args, "h800"), args.gpus or 8, _config(args.model)
-    plan = plan_serving(config, device, gpus, args.context, price=args.price, tp=args.tp)
+    plan = plan_serving(config, device, gpus, args.context, price=args.price, tp=args.tp, fp8_cache=args.cache_dtype == "fp8")
     out = {
         "name": args.model, "gpu": device.name, "gpus": gpus, "context": args.context, **plan.as_json(), "published_day": production_day(),
+        "cache_schemes_bytes_per_token": {name: 2 * values for name, values in cache_schemes(config).items()},
         "published_units": {phase: dict(unit) for phase, unit in UNITS.items()},
         "published_decode_bound_seconds": {f"{link / 1e9:g} GB/s": decode_seconds_per_token(config, link) for link in (50e9, 900e9)},
     }  # fmt: skip

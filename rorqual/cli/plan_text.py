@@ -41,9 +41,9 @@ def training(plan: dict[str, Any]) -> str:
         f"  layers per stage {', '.join(map(str, plan['layers_per_stage']))}",
     ]  # fmt: skip
     if "comparison" in plan:
-        lines += ["", f"  {'figure':<38}{'published':>16}{'ours':>16}{'difference':>12}  kind"]
+        lines += ["", f"  {'figure':<52}{'published':>16}{'ours':>16}{'difference':>12}  kind"]
         lines += [
-            f"  {row['what']:<38}{figure(row['report']):>16}{figure(row['ours']):>16}{row['difference']:>+12.1%}  {row['kind']}"
+            f"  {row['what']:<52}{figure(row['report']):>16}{figure(row['ours']):>16}{row['difference']:>+12.1%}  {row['kind']}"
             for row in plan["comparison"]
         ]
         lines += ["", *(f"  {name}: {reason}" for name, reason in REASONS.items())]
@@ -80,6 +80,7 @@ def serving(out: dict[str, Any]) -> str:
         "",
         f"  weights          {size(out['weight_bytes'])} in all, {size(out['weight_bytes_per_gpu'])} a GPU",
         f"  cache            {grouped(out['cache_bytes_per_token'])} bytes a token; room for {size(out['cache_bytes_free'])} a GPU",
+        "  other caches     " + ", ".join(f"{name.replace('_', ' ')} {grouped(value)}" for name, value in out["cache_schemes_bytes_per_token"].items()) + " bytes a token in BF16",
         f"  largest batch    {grouped(out['largest_batch'])} requests",
         f"  prefill          at least {1e3 * out['prefill_seconds']:.1f} ms a prompt with all GPUs at work on prompts, at most {grouped(out['prefill_tokens_per_second'])} tokens/s, "
         f"bound by {out['prefill_bound']}; at least {_dollars(out['cost_per_million_input_tokens'])} a million input tokens",

@@ -62,6 +62,11 @@ LEFT_OUT: Final = (
 )  # fmt: skip
 """What the published $5.576M does not contain (report section 1 names the first)."""
 
+V2_HOURS_PER_TRILLION: Final = 172_800
+DENSE_67B_HOURS_PER_TRILLION: Final = 300_600
+"""H800 hours per trillion tokens of DeepSeek-V2 and of the dense 67B model (V2 section 3.2.3): 42.5 % fewer, where FLOP alone would say
+69 % (20.9B active parameters to 67B): sparse models reached a lower share of the peak."""
+
 EXTENSION: Final = ((32768, 1920, 1000), (131072, 480, 1000))
 """Context extension (report section 4.3): length, sequences a step, steps."""
 
@@ -125,8 +130,8 @@ def _seconds_at(config: ModelConfig, device: Hardware, base: float, seq_len: int
     return base + added / 3 * 4 / (ATTENTION_EFFICIENCY * device.bf16)
 
 
-def report_arithmetic() -> dict[str, Any]:
-    """What follows from the published inputs, without a model of anything."""
+def report_arithmetic(v3: ModelConfig) -> dict[str, Any]:
+    """What follows from the published inputs and the configuration `v3`, without a model of anything."""
     known = REPORT
     by_phase = {
         "pretraining": known.hours_pretraining,
@@ -147,6 +152,11 @@ def report_arithmetic() -> dict[str, Any]:
         "tokens_per_day": rate * 86400,
         "gflop_per_token_causal": known.tflops_causal * 1e12 * known.gpus / rate / 1e9,
         "gflop_per_token_non_causal": known.tflops_non_causal * 1e12 * known.gpus / rate / 1e9,
+        "gpu_hours_pretraining_from_flop": known.tokens
+        * train_flops_per_token(v3, known.sequence_length)
+        / (known.tflops_causal * 1e12)
+        / 3600,
+        "v2_hours_saved_over_67b": 1 - V2_HOURS_PER_TRILLION / DENSE_67B_HOURS_PER_TRILLION,
         "phases_sum_seconds": sum(seconds for _, seconds in known.phases),
     }
 

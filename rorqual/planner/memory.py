@@ -125,6 +125,12 @@ def weight_bytes(config: ModelConfig, fp8: bool) -> float:
     return 2.0 * plain + (1 + 4 / 16384 if fp8 else 2.0) * (parameters.total - plain)
 
 
-def cache_bytes_per_token(config: ModelConfig, bytes_per_value: float = 2.0) -> float:
-    """Latent cache of one token in all layers; 70,272 for 671B in BF16."""
-    return cache_values_per_token(config) * bytes_per_value
+def cache_bytes_per_token(config: ModelConfig, fp8: bool = False) -> float:
+    """Latent cache of one token in all layers; 70,272 for 671B in BF16.
+
+    fp8: latents in FP8 with an FP32 scale per 128 values, the rotary key in BF16: 656 bytes a layer, 40,016 for 671B.
+    """
+    if not fp8:
+        return 2.0 * cache_values_per_token(config)
+    scales = -(-config.kv_lora_rank // 128)
+    return float(config.num_hidden_layers * (config.kv_lora_rank + 4 * scales + 2 * config.qk_rope_head_dim))

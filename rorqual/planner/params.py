@@ -115,3 +115,19 @@ def cache_values_per_token(config: ModelConfig, mtp: bool = False) -> int:
     """
     blocks = config.num_blocks if mtp else config.num_hidden_layers
     return blocks * (config.kv_lora_rank + config.qk_rope_head_dim)
+
+
+def cache_schemes(config: ModelConfig) -> dict[str, int]:
+    """Numbers per token that other caches of the same heads would keep, beside MLA's (report section 2.1.1; V2 table 1).
+
+    671B: mha 1,998,848 (2 h d_h), naive_mla 2,498,560 (keys and values of every head), gqa_8 124,928, mqa 15,616, mla 35,136.
+    """
+    heads, width = config.num_attention_heads, config.v_head_dim
+    per_layer = {
+        "mha": 2 * heads * width,
+        "naive_mla": heads * (config.qk_head_dim + width),
+        "gqa_8": 2 * min(8, heads) * width,
+        "mqa": 2 * width,
+        "mla": config.kv_lora_rank + config.qk_rope_head_dim,
+    }
+    return {name: config.num_hidden_layers * values for name, values in per_layer.items()}

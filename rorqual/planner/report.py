@@ -10,12 +10,13 @@ from rorqual.html.numbers import grouped, short, size
 from rorqual.planner import step as model
 from rorqual.planner.activations import POLICIES
 from rorqual.planner.cost import COMPARISONS, LEFT_OUT, REPORT, compare, predict, report_arithmetic
-from rorqual.planner.flops import by_module
+from rorqual.planner.flops import by_module, train_flops_per_token
 from rorqual.planner.hardware import Hardware
 from rorqual.planner.layout import Layout, stage_layers
 from rorqual.planner.memory import cache_bytes_per_token, training_memory
 from rorqual.planner.params import count
 from rorqual.planner.serving import PRODUCTION_DAY, ServingPlan, decode_seconds_per_token, production_day
+from rorqual.presets import preset
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def training_plan(request: Request) -> dict[str, Any]:
         "left_out": list(LEFT_OUT),
     }  # fmt: skip
     if request.is_report:
-        out["arithmetic"] = report_arithmetic()
+        out["arithmetic"] = report_arithmetic(config)
         out["llama3_405b"] = compare(config, COMPARISONS["llama3_405b"], int(cache_bytes_per_token(config)))
         out["comparison"] = comparison_table(out, config)
     out["simulation_events"] = sum(map(len, step.simulation.events))
@@ -84,6 +85,9 @@ def comparison_table(plan: dict[str, Any], config: ModelConfig) -> list[dict[str
     rows += [_row(name, published, arithmetic[name], "arithmetic") for name, published in computed]
     other, day = plan["llama3_405b"], production_day()
     derived = [
+        ("GPU hours of pre-training from FLOP and 385 TFLOPS", REPORT.hours_pretraining, arithmetic["gpu_hours_pretraining_from_flop"]),
+        ("V2: GFLOP per token", 155, train_flops_per_token(preset("v2_236b"), 4096) / 1e9),
+        ("V2 over dense 67B: share of GPU hours saved", 0.425, arithmetic["v2_hours_saved_over_67b"]),
         ("kv_bytes_per_token", 70_272, plan["kv_bytes_per_token"]), ("Llama 3.1 405B: kv_bytes_per_token", 516_096, other["cache_bytes_other"]),
         ("Llama 3.1 405B: FLOP ratio", 10.2, other["flop_ratio"]), ("Llama 3.1 405B: GPU-hour ratio", 11.06, other["gpu_hours_ratio"]),
         ("decode ms per token, 50 GB/s links", 14.76, 1e3 * decode_seconds_per_token(config, 50e9)),
@@ -122,8 +126,6 @@ REASONS = {
 
 def sensitivity(request: Request, hours: float) -> dict[str, Any]:
     """Cost in dollars for prices of 1 to 4 an hour, and for 30 to 50 % of the BF16 peak at the plan's price."""
-    from rorqual.planner.flops import train_flops_per_token
-
     flop = request.tokens * train_flops_per_token(request.config, request.seq_len)
     price = request.device.price if request.price is None else request.price
     by_mfu = {}

@@ -126,13 +126,21 @@ def _splits(config: ModelConfig, device: Hardware, gpus: int) -> list[int]:
     return [tp for tp in range(1, min(gpus, device.node_size) + 1) if gpus % tp == 0 and config.num_attention_heads % tp == 0]
 
 
-def _largest_batch(config: ModelConfig, device: Hardware, weights: _Weights, gpus: int, tp: int, context: int) -> int:
+def _largest_batch(config: ModelConfig, device: Hardware, weights: _Weights, gpus: int, tp: int, request: float) -> int:
     free = MEMORY_SHARE * device.memory - _per_gpu(config, weights, gpus, tp)
-    return gpus // tp * max(0, int(free // (cache_bytes_per_token(config) * context)))
+    return gpus // tp * max(0, int(free // request))
 
 
 def plan_serving(
-    config: ModelConfig, device: Hardware, gpus: int, context: int, *, fp8: bool = True, price: float | None = None, tp: int | None = None
+    config: ModelConfig,
+    device: Hardware,
+    gpus: int,
+    context: int,
+    *,
+    fp8: bool = True,
+    price: float | None = None,
+    tp: int | None = None,
+    fp8_cache: bool = False,
 ) -> ServingPlan:
     """Bounds on `gpus` devices for requests of `context` tokens each; `tp` None takes the split with the largest batch.
 
@@ -145,30 +153,31 @@ def plan_serving(
     splits = _splits(config, device, gpus)
     if tp is not None and tp not in splits:
         raise ConfigError(f"tp ({tp}) must divide gpus ({gpus}), the heads ({config.num_attention_heads}) and fit a node ({device.node_size}); use one of {', '.join(map(str, splits))}")  # fmt: skip
-    batches = {one: _largest_batch(config, device, weights, gpus, one, context) for one in (splits if tp is None else [tp])}
+    per_token = cache_bytes_per_token(config, fp8_cache)
+    request = per_token * context
+    batches = {one: _largest_batch(config, device, weights, gpus, one, request) for one in (splits if tp is None else [tp])}
     tp = max(batches, key=lambda one: (batches[one], -one))
     if not batches[tp]:
-        raise ConfigError(_too_small(config, device, weights, gpus, tp, context))
+        raise ConfigError(_too_small(config, device, weights, gpus, tp, request))
     largest, price = batches[tp], device.price if price is None else price
     sizes = sorted({min(gpus * each, largest) for each in (1, 8, 32, 128)} | {largest})
-    decode = tuple(_decode(config, device, weights, gpus, tp, context, batch, price) for batch in sizes)
+    decode = tuple(_decode(config, device, weights, gpus, tp, context, batch, per_token, price) for batch in sizes)
     limits = _prefill_seconds_per_token(config, device, weights, gpus, context)
     bound = max(limits, key=lambda name: limits[name])
     return ServingPlan(
         weight_bytes=weights.experts + weights.rest, tp=tp, weight_bytes_per_gpu=_per_gpu(config, weights, gpus, tp),
-        cache_bytes_per_token=cache_bytes_per_token(config), cache_bytes_free=MEMORY_SHARE * device.memory - _per_gpu(config, weights, gpus, tp),
+        cache_bytes_per_token=per_token, cache_bytes_free=MEMORY_SHARE * device.memory - _per_gpu(config, weights, gpus, tp),
         largest_batch=largest, decode=decode, prefill_seconds=context * limits[bound], prefill_bound=bound, prefill_tokens_per_second=1 / limits[bound],
         cost_per_million_input_tokens=None if price is None else gpus * price / 3600 * limits[bound] * 1e6,
     )  # fmt: skip
 
 
-def _too_small(config: ModelConfig, device: Hardware, weights: _Weights, gpus: int, tp: int, context: int) -> str:
-    request = cache_bytes_per_token(config) * context
+def _too_small(config: ModelConfig, device: Hardware, weights: _Weights, gpus: int, tp: int, request: float) -> str:
     enough = next(
         (
             n
             for n in range(gpus + 1, 4097)
-            if any(_largest_batch(config, device, weights, n, one, context) for one in _splits(config, device, n))
+            if any(_largest_batch(config, device, weights, n, one, request) for one in _splits(config, device, n))
         ),
         None,
     )
@@ -180,7 +189,15 @@ def _too_small(config: ModelConfig, device: Hardware, weights: _Weights, gpus: i
 
 
 def _decode(
-    config: ModelConfig, device: Hardware, weights: _Weights, gpus: int, tp: int, context: int, batch: int, price: float | None
+    config: ModelConfig,
+    device: Hardware,
+    weights: _Weights,
+    gpus: int,
+    tp: int,
+    context: int,
+    batch: int,
+    per_token: float,
+    price: float | None,
 ) -> Decode:
     groups, tokens = gpus // tp, batch / gpus
     requests = -(-batch // groups)

@@ -13,10 +13,12 @@ V3 = preset("v3_671b")
 
 
 def test_arithmetic_on_published_inputs_is_exact() -> None:
-    found = report_arithmetic()
+    found = report_arithmetic(V3)
     assert found["gpu_hours_total"] == 2_788_000 and found["cost_usd"] == 5_576_000
     assert found["gpu_hours_per_trillion_tokens"] == 180_000
     assert found["gpu_hours_per_trillion_tokens_from_step"] == pytest.approx(180_180, rel=1e-4)
+    assert found["gpu_hours_pretraining_from_flop"] == pytest.approx(2.67e6, rel=0.01)
+    assert found["v2_hours_saved_over_67b"] == pytest.approx(0.425, abs=5e-4)
     assert found["days_per_trillion_tokens"] == pytest.approx(3.66, abs=0.01) and found["days_pretraining"] == pytest.approx(54.2, abs=0.01)
     assert found["tokens_per_day"] == pytest.approx(272.80e9, rel=1e-4) and found["phases_sum_seconds"] == pytest.approx(19.90)
     assert found["gflop_per_token_causal"] == pytest.approx(249.7, abs=0.05) and found["gflop_per_token_non_causal"] == pytest.approx(

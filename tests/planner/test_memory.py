@@ -44,7 +44,7 @@ def test_without_fp8_there_are_no_copies() -> None:
 
 
 def test_inference_bytes() -> None:
-    assert cache_bytes_per_token(V3) == 70_272
+    assert cache_bytes_per_token(V3) == 70_272 and cache_bytes_per_token(V3, fp8=True) == 61 * 656 == 40_016
     assert weight_bytes(V3, fp8=False) == 2 * count(V3).total
     assert weight_bytes(V3, fp8=True) == pytest.approx(673e9, rel=0.01)
 

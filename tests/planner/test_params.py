@@ -7,7 +7,7 @@ import pytest
 from rorqual.config import ABSENT, ModelConfig
 from rorqual.errors import ConfigError
 from rorqual.planner.inventory import inventory
-from rorqual.planner.params import cache_values_per_token, count
+from rorqual.planner.params import cache_schemes, cache_values_per_token, count
 from tests.planner.configurations import KIMI_K2, MOONLIGHT, V2, V2_LITE, V3
 from tests.tiny import t0
 
@@ -113,3 +113,11 @@ def test_no_query_compression_however_it_is_written() -> None:
     absent = ModelConfig.from_hf({name: value for name, value in raw.items() if name != "q_lora_rank"})
     with pytest.raises(ConfigError, match="q_lora_rank is absent"):
         count(absent)
+
+
+def test_caches_of_other_attention_by_hand() -> None:
+    """Spec table of the 671B shape: ratios 56.9, 71.1, 3.56 and 0.44 to MLA's; MLA is grouped attention with 2.25 groups."""
+    found = cache_schemes(V3)
+    assert found == {"mha": 1_998_848, "naive_mla": 2_498_560, "gqa_8": 124_928, "mqa": 15_616, "mla": 35_136}
+    assert [round(found[name] / found["mla"], 2) for name in ("mha", "naive_mla", "gqa_8", "mqa")] == [56.89, 71.11, 3.56, 0.44]
+    assert found["mla"] / found["mqa"] == 2.25

@@ -55,5 +55,5 @@ def test_a_plan_of_serving(config: ModelConfig) -> None:
 def test_estimates_of_this_package(config: ModelConfig) -> None:
     whole = count(config).total + count(config).mtp
     assert training_estimate(config, micro_batch=2, length=64).parts["weights"] == 4 * whole
-    assert serving_estimate(config, sequences=1, context=16).parts["cache"] == 16 * config.num_blocks * 32 * 4
+    assert serving_estimate(config, sequences=1, context=16).parts["cache"] == 16 * (3 + min(1, config.num_nextn_predict_layers)) * 32 * 4
     assert 0 < decode_flops_per_token(config, 1) < decode_flops_per_token(config, 64)

@@ -69,6 +69,11 @@ def test_a_group_keeps_its_whole_cache_on_every_device() -> None:
         plan_serving(V3, hardware("h800"), 32, 4096, tp=3)
 
 
+def test_a_cache_in_fp8_holds_more() -> None:
+    plain, coded = (plan_serving(V3, hardware("h200"), 16, 8192, fp8_cache=fp8) for fp8 in (False, True))
+    assert coded.cache_bytes_per_token == 40_016 and coded.largest_batch == 16 * int(plain.cache_bytes_free // (40_016 * 8192))
+
+
 def test_prefill_by_hand() -> None:
     """V2-Lite on one A100: 2 FLOP a weight but for the head, attention at T/2, all at the BF16 peak."""
     lite = preset("v2_lite_16b")
