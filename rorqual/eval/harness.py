@@ -1,0 +1,244 @@
+"""The engine as a model of lm-evaluation-harness, and our tasks as its tasks (extra `eval`; lm-eval 0.4).
+
+`HarnessModel` is a `TemplateLM`: likelihoods with the boundary of eval/encode.py, rolling likelihoods in disjoint windows as lm-eval's own
+models, answers from the engine's requests. `evaluate` gives our rows and templates to lm-eval, which builds prompts, asks and counts by
+itself; without a data folder the names are lm-eval's own tasks, whose data come from the Hugging Face hub.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rorqual.errors import ConfigError, MissingExtraError
+from rorqual.eval.models import Asking, EngineModel, Failure, Likelihood, TextScore
+from rorqual.eval.task import ChoiceTask, GenerationTask, LastWordTask, Row, Task, Tools
+from rorqual.tokenizer.special import THINK_END
+
+try:
+    import lm_eval
+    from lm_eval.api.model import TemplateLM
+except ImportError as error:
+    raise MissingExtraError("--harness lm-eval", "lm-eval", "eval") from error
+
+_NOT_OURS = ("do_sample", "temperature", "until", "max_gen_toks", "top_p")
+
+
+class HarnessModel(TemplateLM):
+    """An EngineModel under lm-eval's interface; `max_gen_toks` where a task names none."""
+
+    def __init__(self, model: EngineModel, max_gen_toks: int = 256, seed: int = 0) -> None:
+        super().__init__()
+        self.model, self.max_gen_toks, self._seed = model, max_gen_toks, seed
+
+    @property
+    def eot_token_id(self) -> int:
+        """The id that ends a document."""
+        return int(self.model.engine.model.config.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The id that begins a document: BOS where the model was trained with it."""
+        return self.model.encoder.first[-1]
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of one forward."""
+        return self.model.window
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What a cache of prompts is kept under."""
+        return self.model.tokenizer.fingerprint
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Ids of a text; BOS before it unless `add_special_tokens` is False, where the model was trained with it."""
+        ids = self.model.tokenizer.encode(string)
+        start = self.model.encoder.start
+        return ids if add_special_tokens is False or ids[: len(start)] == start else [*start, *ids]
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The template that came with the tokenizer, "" where messages are rendered in DeepSeek's own style."""
+        return self.model.tokenizer.chat_template or ""
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Messages as the text that the chat prompt stands for."""
+        from rorqual.tokenizer import chat, templates
+
+        tokenizer, style = self.model.tokenizer, templates.style_of(self.model.tokenizer)
+        if style == "template":
+            template = tokenizer.chat_template or ""
+            ids = templates.render_template(template, chat_history, tokenizer, add_generation_prompt=add_generation_prompt).ids
+        else:
+            ids = chat.render(chat_history, tokenizer, style=style, add_generation_prompt=add_generation_prompt).ids  # type: ignore[arg-type]
+        return tokenizer.decode(ids)
+
+    # ------------------------------------------------------------------ what lm-eval asks
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-probability, greedy) of each request's (context, continuation)."""
+        return [(one.logprob, one.greedy) for one in self.model.likelihood([one.args for one in requests]) if isinstance(one, Likelihood)]
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """The same from ids; what does not fit is cut on the left."""
+        from rorqual.eval.encode import fitted
+
+        pieces, counts = [], []
+        for _, context, continuation in requests:
+            some, _ = fitted([*context, *continuation], len(context), self.model.window)
+            pieces += some
+            counts.append(len(some))
+        scores = iter(self.model.scorer.score(pieces))
+        out = []
+        for count in counts:
+            parts = [next(scores) for _ in range(count)]
+            out.append((sum(sum(part.logprobs) for part in parts), all(part.greedy for part in parts)))
+        return out
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability of each whole text, in windows that do not overlap."""
+        found = self.model.text_scores([one.args[0] for one in requests], stride=self.model.window)
+        return [-one.nll for one in found if isinstance(one, TextScore)]
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Each request's answer up to its stop strings; ConfigError for a setting that the engine does not know."""
+        answers = [""] * len(requests)
+        groups: dict[Asking, list[int]] = {}
+        for number, one in enumerate(requests):
+            groups.setdefault(self._asking(dict(one.args[1])), []).append(number)
+        for asking, numbers in groups.items():
+            prompts = [(f"{number}", requests[number].args[0]) for number in numbers]
+            for place, found in self.model.generate(prompts, asking):
+                if isinstance(found, Failure):
+                    raise ConfigError(found.reason)
+                answers[numbers[place]] = found[0].text
+        return answers
+
+    def _asking(self, given: dict[str, Any]) -> Asking:
+        unknown = [name for name in given if name not in _NOT_OURS]
+        if unknown:
+            raise ConfigError(f"generation settings {', '.join(unknown)} are unknown here; there are {', '.join(_NOT_OURS)}")
+        until = given.get("until") or []
+        stop = tuple(text for text in ([until] if isinstance(until, str) else until) if text)
+        temperature = float(given.get("temperature") or 0.0) if given.get("do_sample", True) else 0.0
+        return Asking(int(given.get("max_gen_toks") or self.max_gen_toks), stop, temperature, float(given.get("top_p") or 1.0), self._seed)
+
+
+# ---------------------------------------------------------------------- our tasks under lm-eval
+
+
+def evaluate(
+    model: EngineModel, tasks: Sequence[Task], data: Path, *, shots: int | None = None, limit: int | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """Our tasks through lm-eval: {"harness": version, "tasks": {name: {"metrics": ..., "items": ...}}}; nothing is downloaded."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from lm_eval.tasks import TaskManager
+
+    found: dict[str, Any] = {}
+    for task in tasks:
+        count = task.shots if shots is None else shots
+        result = lm_eval.simple_evaluate(
+            model=HarnessModel(model, seed=seed), tasks=[_as_theirs(task, data, count)], limit=limit, bootstrap_iters=0,
+            task_manager=TaskManager(include_defaults=False), log_samples=True,
+        )  # fmt: skip
+        found[task.name] = _read(task, result, count)
+    return {"harness": f"lm-eval {lm_eval.__version__}", "tasks": found}
+
+
+def named(model: EngineModel, names: Sequence[str], *, shots: int | None = None, limit: int | None = None, seed: int = 0) -> dict[str, Any]:
+    """lm-eval's own tasks by their names there; it fetches their data."""
+    result = lm_eval.simple_evaluate(model=HarnessModel(model, seed=seed), tasks=list(names), num_fewshot=shots, limit=limit)
+    tasks = {}
+    for name, metrics in result["results"].items():
+        n = result["n-samples"].get(name, {}).get("effective", 0)
+        tasks[name] = {"metrics": _metrics(metrics, n), "n": n, "shots": result["n-shot"].get(name)}
+    return {"harness": f"lm-eval {lm_eval.__version__}", "tasks": tasks}
+
+
+def _as_theirs(task: Task, data: Path, shots: int) -> Any:
+    """A task of lm-eval over our rows: it puts description, shots and question together itself. Rows travel as JSON text."""
+    import datasets
+    from lm_eval.api.task import ConfigurableTask
+
+    if task.group is not None or not isinstance(task.description, str) or task.shot is not None:
+        raise ConfigError(
+            f"task {task.name} chooses shots by subject, which lm-eval does by a task for each; name lm-eval's own tasks, without --data"
+        )
+    rows = task.rows(data)
+    pool = task.shot_rows(data) if shots and task.examples is None else None
+    if shots and task.examples is not None:
+        pool = [{**row, "_id": f"shot {number}"} for number, row in enumerate(task.examples(rows[0]))]
+    splits = {"test": rows} | ({"shots": pool} if pool else {})
+    made = {
+        name: datasets.Dataset.from_list([{"_id": row["_id"], "row": json.dumps(row)} for row in some]) for name, some in splits.items()
+    }
+    split = "shots" if pool else "test"
+    config: dict[str, Any] = {
+        "task": task.name, "custom_dataset": lambda **_: made, "test_split": "test", "num_fewshot": shots,
+        "doc_to_text": _of(task.question), "doc_to_target": _of(task.answer), "target_delimiter": task.target_delimiter,
+        "fewshot_delimiter": task.delimiter, "description": task.description,
+    }  # fmt: skip
+    if shots:
+        config |= {"fewshot_split": split, "fewshot_config": {"sampler": "first_n", "split": split}}
+    if isinstance(task, ChoiceTask):
+        options = task.options
+        config |= {"output_type": "multiple_choice", "doc_to_choice": _of(lambda row: list(options(row))), "doc_to_target": _of(task.gold)}
+        if task.contexts is not None:
+            contexts = task.contexts
+            config |= {
+                "doc_to_text": _of(task.gold),
+                "doc_to_target": _of(task.answer),
+                "doc_to_choice": _of(lambda row: list(contexts(row))),
+            }
+        config["metric_list"] = [{"metric": "acc"}] + ([{"metric": "acc_norm"}] if task.contexts is None else [])
+    elif isinstance(task, LastWordTask):  # lm-eval puts no delimiter before what it scores
+        delimiter, answer = task.target_delimiter, task.answer
+        config |= {"doc_to_target": _of(lambda row: delimiter + answer(row)), "target_delimiter": ""}
+        config |= {"output_type": "loglikelihood", "metric_list": [{"metric": "acc"}, {"metric": "perplexity"}]}
+    elif isinstance(task, GenerationTask):
+        judge, metric, tools = task.judge, task.metric, Tools()
+        config |= {
+            "output_type": "generate_until",
+            "generation_kwargs": {"until": list(task.stop), "max_gen_toks": task.max_tokens, "do_sample": False},
+            "process_results": lambda doc, answers: {metric: judge(json.loads(doc["row"]), answers[0], tools).score or 0.0},
+            "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True}],
+        }
+    else:
+        raise ConfigError(f"task {task.name} has no form in lm-eval here; run it without --harness")
+    return ConfigurableTask(config=config)
+
+
+def _of(function: Callable[[Row], Any]) -> Callable[[Mapping[str, str]], Any]:
+    """A function of a row as one of lm-eval's document."""
+    return lambda doc: function(json.loads(doc["row"]))
+
+
+def _read(task: Task, result: dict[str, Any], shots: int) -> dict[str, Any]:
+    samples = sorted(result["samples"][task.name], key=lambda one: one["doc_id"])
+    items = []
+    for one in samples:
+        record: dict[str, Any] = {"id": one["doc"]["_id"], "prompt": one["arguments"][0][0]}
+        if isinstance(task, GenerationTask):
+            record["outputs"] = [answer.rpartition(THINK_END)[2] for answer in one["resps"][0]]
+        else:
+            record["logprobs"] = [float(part[0][0]) for part in one["resps"]]
+        record["scores"] = {name: float(one[name]) for name in one["metrics"] if isinstance(one.get(name), int | float)}
+        items.append(record)
+    return {"shots": shots, "n": len(items), "metrics": _metrics(result["results"][task.name], len(items)), "items": items}
+
+
+def _metrics(found: dict[str, Any], n: int) -> dict[str, Any]:
+    """lm-eval's "acc,none" and "acc_stderr,none" as value and standard error."""
+    out = {}
+    for name, value in found.items():
+        metric, _, kind = name.partition(",")
+        if kind and not metric.endswith("_stderr") and isinstance(value, int | float):
+            error = found.get(f"{metric}_stderr,{kind}")
+            label = metric if kind == "none" else f"{metric},{kind}"
+            out[label] = {"value": float(value), "stderr": float(error) if isinstance(error, int | float) else float("nan"), "n": n}
+    return out

@@ -1,0 +1,296 @@
+"""Log-probabilities of given tokens, on the engine's runner and paged cache: what requests share is computed once.
+
+Three kinds of sharing. Requests whose tokens up to the scored ones are equal (the choices of one item) run these once and then only
+their own tails, each over the context's blocks, with a copy of the last, unfilled one. Requests that begin alike (few-shot examples) run
+the common blocks once, also over several calls. Logits are taken at scored places alone. Sequences of a batch are of similar length and
+padded at the end, where nothing looks. The engine must be idle. Report section 4.4.1; field case F40.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rorqual.errors import ConfigError, DataError, DeviceError
+from rorqual.inference.engine import Engine
+from rorqual.inference.params import SamplingParams
+from rorqual.inference.runner import Runner
+from rorqual.inference.scheduler import Sequence as Row
+from rorqual.inference.scheduler import Work
+
+_LOGIT_BYTES = 64 * 2**20
+_ROUND = 4  # widths of tails are multiples of this
+_PARAMS = SamplingParams(max_tokens=1)
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Natural log-probability of each scored token, of the model's own distribution, and whether each was the most likely one."""
+
+    logprobs: list[float]
+    greedy: bool
+
+
+@dataclass
+class Computed:
+    """Tokens that went through the model: those that were asked for, and padding beside them; `scored` had their logits taken."""
+
+    tokens: int = 0
+    padding: int = 0
+    scored: int = 0
+
+
+@dataclass(eq=False)
+class _Group:
+    """Requests with equal tokens before the scored ones. `body` runs in the first pass: the context, or all but the last of a single one."""
+
+    body: list[int]
+    start: int
+    members: list[int] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class _Tail:
+    """One choice after its context: `first` is the context's last state, which predicts the first wanted token."""
+
+    row: Row
+    number: int
+    wanted: list[int]
+    first: Tensor
+
+
+class Scorer:
+    """Scores over one engine. `budget`: tokens of one forward, padding included. `computed` counts since the start.
+
+    A common beginning stays in the cache for the next call, until `forget`.
+    """
+
+    def __init__(self, engine: Engine, budget: int = 2048) -> None:
+        self._engine, self._budget, self.computed = engine, budget, Computed()
+        self._prefix: Row | None = None
+        self._size = engine.pool.block_size
+        self._runner = Runner(engine.model, engine.storage, compiled=False)  # batches are large here: GEMMs win over the decode step
+        config = engine.model.config
+        self._limit = config.vocab_size if engine.tokenizer is None else min(engine.tokenizer.vocab_size, config.vocab_size)
+
+    @torch.no_grad()
+    def score(self, requests: Sequence[tuple[Sequence[int], int]]) -> list[TokenScores]:
+        """Of each (tokens, start): tokens[start:], each given all before it; start is at least 1.
+
+        DataError for ids outside the vocabulary or more tokens than the context holds; ConfigError while the engine has work.
+        """
+        if self._engine.has_work:
+            raise ConfigError("the engine has unfinished requests; finish or abort them before scoring")
+        for tokens, start in requests:
+            self._check(tokens, start)
+        found: list[TokenScores | None] = [None] * len(requests)
+        for family, shared in self._families(requests):
+            prefix = self._run_prefix(family[0].body[:shared])
+            for batch in self._batches(family, requests, shared):
+                held: list[int] = []
+                try:
+                    self._run(batch, requests, prefix, shared, found, held)
+                finally:
+                    self._engine.pool.release(held)
+        return [one for one in found if one is not None]
+
+    def forget(self) -> None:
+        """Gives up the beginning that is kept for the next call, as a change of the weights requires."""
+        if self._prefix is not None:
+            self._engine.pool.release(self._prefix.blocks)
+            self._prefix = None
+
+    def _check(self, tokens: Sequence[int], start: int) -> None:
+        config = self._engine.model.config
+        if not 1 <= start < len(tokens):
+            raise DataError(f"scoring starts at token {start} of {len(tokens)}; it needs at least one token before it and one after")
+        if len(tokens) - 1 > config.max_position_embeddings:
+            raise DataError(f"{len(tokens) - 1} tokens are over max_position_embeddings ({config.max_position_embeddings}); cut them first")
+        outside = next((token for token in tokens if not 0 <= token < self._limit), None)
+        if outside is not None:
+            raise DataError(f"token id {outside} is outside the vocabulary (0 to {self._limit - 1}); the tokenizer is another model's")
+
+    # ------------------------------------------------------------------ order and batches
+
+    def _families(self, requests: Sequence[tuple[Sequence[int], int]]) -> list[tuple[list[_Group], int]]:
+        """Groups that begin alike together, shorter bodies first, and the tokens they share."""
+        groups: dict[tuple[int, ...], _Group] = {}
+        for number, (tokens, start) in enumerate(requests):
+            key = tuple(tokens[:start])
+            groups.setdefault(key, _Group(list(key), start)).members.append(number)
+        for group in groups.values():
+            if len(group.members) == 1:
+                group.body = list(requests[group.members[0]][0][:-1])
+        return self._split(list(groups.values()))
+
+    def _split(self, groups: list[_Group]) -> list[tuple[list[_Group], int]]:
+        """Families with the length of the beginning that each runs once: a part gets its own where that saves more than it repeats."""
+        out, stack = [], [groups]
+        while stack:
+            rest, shared = [], self._shared(stack[-1])
+            parts: dict[tuple[int, ...], list[_Group]] = {}
+            for group in stack.pop():
+                parts.setdefault(tuple(group.body[shared : shared + self._size]), []).append(group)
+            for part in parts.values():
+                if len(parts) > 1 and (len(part) - 1) * (self._shared(part) - shared) > shared:
+                    stack.append(part)
+                else:
+                    rest += part
+            if rest:
+                out.append((sorted(rest, key=lambda group: len(group.body)), shared if len(rest) > 1 else 0))
+        return out[::-1]
+
+    def _shared(self, family: list[_Group]) -> int:
+        """Whole blocks that every body begins with, all before the first scored place."""
+        first, last = min(g.body for g in family), max(g.body for g in family)
+        most = min(min(g.start for g in family) - 1, len(first), len(last))
+        same = next((place for place in range(most) if first[place] != last[place]), most)
+        return same // self._size * self._size if len(family) > 1 else 0
+
+    def _batches(self, family: list[_Group], requests: Sequence[tuple[Sequence[int], int]], shared: int) -> Iterator[list[_Group]]:
+        batch: list[_Group] = []
+        blocks = 0
+        for group in family:
+            width = len(group.body) - shared
+            need = -(-width // self._size) + 1
+            if len(group.members) > 1:
+                need += sum((len(requests[n][0]) - len(group.body) + 2 * self._size) // self._size for n in group.members)
+            slack = batch and width - (len(batch[0].body) - shared) > max(4, width // 8)
+            if batch and (slack or (len(batch) + 1) * width > self._budget or blocks + need > self._engine.pool.num_free):
+                yield batch
+                batch, blocks = [], 0
+            batch.append(group)
+            blocks += need
+        if batch:
+            yield batch
+
+    # ------------------------------------------------------------------ forwards
+
+    def _run(
+        self, batch: list[_Group], requests: Sequence[tuple[Sequence[int], int]], prefix: Row | None, shared: int,
+        found: list[TokenScores | None], held: list[int],
+    ) -> None:  # fmt: skip
+        width = max(len(group.body) for group in batch)
+        if not shared and width <= self._budget and all(len(group.members) == 1 for group in batch):
+            self._run_alone(batch, requests, width, found)
+            return
+        rows = [self._row(group.body, width, shared, [] if prefix is None else prefix.blocks, held) for group in batch]
+        ends: list[tuple[int, list[int], list[Tensor]]] = []
+        tails: list[_Tail] = []
+        for group, row, own in zip(batch, rows, self._forward(rows, [len(group.body) for group in batch]), strict=True):
+            if len(group.members) == 1:
+                number = group.members[0]
+                ends.append((number, list(requests[number][0][group.start :]), [own[group.start - 1 - shared : len(group.body) - shared]]))
+                continue
+            first = own[len(group.body) - 1 - shared].unsqueeze(0)
+            for number in group.members:
+                tokens = list(requests[number][0])
+                if len(tokens) - group.start == 1:
+                    ends.append((number, tokens[group.start :], [first]))
+                else:
+                    tails.append(_Tail(self._tail(row, tokens[:-1], group.start, held), number, tokens[group.start :], first))
+        ends += self._run_tails(tails, held)
+        for start in range(0, len(ends), 256):
+            self._read(ends[start : start + 256], found)
+
+    def _run_alone(
+        self, batch: list[_Group], requests: Sequence[tuple[Sequence[int], int]], width: int, found: list[TokenScores | None]
+    ) -> None:
+        """Texts that share nothing need no cache: plain causal attention over the whole batch."""
+        model = self._engine.model
+        ids = torch.tensor([group.body + [0] * (width - len(group.body)) for group in batch], device=model.head_weight.device)
+        states = model(ids).hidden
+        self.computed.tokens += sum(len(group.body) for group in batch)
+        self.computed.padding += sum(width - len(group.body) for group in batch)
+        self._read(
+            [
+                (group.members[0], list(requests[group.members[0]][0][group.start :]), [own[group.start - 1 : len(group.body)]])
+                for group, own in zip(batch, states, strict=True)
+            ],
+            found,
+        )
+
+    def _run_tails(self, tails: list[_Tail], held: list[int]) -> list[tuple[int, list[int], list[Tensor]]]:
+        """What the tails of several choices give; widths are rounded up, so that many run together."""
+        if not tails:
+            return []
+        lengths = [len(tail.row.tokens) for tail in tails]
+        for tail in tails:
+            tail.row.tokens += [0] * (-(len(tail.row.tokens) - tail.row.computed) % _ROUND)
+            self._grow(tail.row, held)
+        states = self._forward([tail.row for tail in tails], lengths)
+        return [(t.number, t.wanted, [t.first, own[: len(t.wanted) - 1]]) for t, own in zip(tails, states, strict=True)]
+
+    def _forward(self, rows: list[Row], lengths: list[int]) -> list[Tensor]:
+        """States of the rows' tokens from `computed` on, at most `budget` positions of a row at a time."""
+        parts: list[list[Tensor]] = [[] for _ in rows]
+        starts = [row.computed for row in rows]
+        while any(row.computed < len(row.tokens) for row in rows):
+            work = [Work(row, min(len(row.tokens), row.computed + self._budget)) for row in rows if row.computed < len(row.tokens)]
+            by_row = {one.sequence: states for one, states in zip(work, self._runner.trunk(work), strict=True)}
+            for part, row in zip(parts, rows, strict=True):
+                if row in by_row:
+                    part.append(by_row[row])
+            for one in work:
+                one.sequence.computed = one.end
+        for row, length, start in zip(rows, lengths, starts, strict=True):
+            self.computed.tokens += length - start
+            self.computed.padding += len(row.tokens) - length
+        return [part[0] if len(part) == 1 else torch.cat(part) for part in parts]
+
+    def _read(self, ends: list[tuple[int, list[int], list[Tensor]]], found: list[TokenScores | None]) -> None:
+        """Logits at the scored places, a slice at a time."""
+        hidden = torch.cat([part for _, _, parts in ends for part in parts])
+        wanted = torch.tensor([token for _, tokens, _ in ends for token in tokens], device=hidden.device)
+        step = max(1, _LOGIT_BYTES // (4 * self._engine.model.config.vocab_size))
+        values: list[float] = []
+        best: list[bool] = []
+        for start in range(0, len(hidden), step):
+            logits = self._runner.logits(hidden[start : start + step])[:, : self._limit].float()
+            own = logits.gather(1, wanted[start : start + step].unsqueeze(1))
+            values += (own - logits.logsumexp(dim=-1, keepdim=True)).squeeze(1).double().tolist()
+            best += (logits.argmax(dim=-1) == wanted[start : start + step]).tolist()
+        self.computed.scored += len(values)
+        at = 0
+        for number, tokens, _ in ends:
+            found[number] = TokenScores(values[at : at + len(tokens)], all(best[at : at + len(tokens)]))
+            at += len(tokens)
+
+    # ------------------------------------------------------------------ blocks
+
+    def _row(self, tokens: list[int], width: int, computed: int, blocks: list[int], held: list[int]) -> Row:
+        """A row over `blocks`, which belong to somebody else, and new ones, which `held` takes."""
+        row = Row("score", 0, 0, tokens + [0] * (width - len(tokens)), len(tokens), width, _PARAMS, frozenset())
+        row.computed, row.blocks = computed, list(blocks)
+        self._grow(row, held)
+        return row
+
+    def _tail(self, owner: Row, tokens: list[int], computed: int, held: list[int]) -> Row:
+        """A row over the owner's full blocks and a copy of the one that the context fills in part."""
+        full = computed // self._size
+        row = self._row(tokens, len(tokens), computed, owner.blocks[:full], held)
+        if computed % self._size:
+            values = self._engine.storage.values
+            values[:, row.blocks[full]] = values[:, owner.blocks[full]]
+        return row
+
+    def _grow(self, row: Row, held: list[int]) -> None:
+        while len(row.blocks) * self._size < len(row.tokens):
+            block = self._engine.pool.allocate()
+            if block is None:
+                raise DeviceError(f"the cache of {self._engine.pool.num_blocks} blocks is too small for a batch; give it more memory")
+            row.blocks.append(block)
+            held.append(block)
+
+    def _run_prefix(self, tokens: list[int]) -> Row | None:
+        if self._prefix is not None and self._prefix.tokens == tokens:
+            return self._prefix
+        self.forget()
+        if not tokens:
+            return None
+        self._prefix = self._row(tokens, len(tokens), 0, [], [])
+        self._forward([self._prefix], [len(tokens)])
+        return self._prefix
