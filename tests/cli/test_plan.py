@@ -177,3 +177,8 @@ def test_what_does_not_go_together_is_a_usage_error(arguments: list[str]) -> Non
 
 def test_a_layout_that_does_not_fit_can_be_planned_anyway(capsys: pytest.CaptureFixture[str]) -> None:
     assert "DOES NOT FIT" in run(capsys, "v3_671b", "--layout", "pp8,dp256,ep64", "--ignore-memory")
+
+
+def test_the_documents_table_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).parents[2] / "docs" / "planner.md"
+    assert run(capsys, "v3_671b", "--table").rstrip() in page.read_text(encoding="utf-8")
