@@ -67,7 +67,7 @@ def check_run(run: RunConfig, force: bool = False) -> None:
     config, on_cpu = run.train, device.type == "cpu"
     estimate = training_estimate(
         run.model, micro_batch=min(config.micro_batch_sequences, config.batch.end), length=config.sequence_length, batch=config.batch.end,
-        dtype="fp32" if str(dtype) == "torch.float32" else "bf16", compiled=on_cpu and native.library().library is not None,
+        dtype="fp32" if str(dtype) == "torch.float32" else "bf16", compiled=on_cpu and native.library().library is not None, foreach=not on_cpu,
         moments=config.optimizer.moments, recompute=config.recompute, ema=on_cpu and config.ema_decay is not None,
         mtp=max(config.mtp_loss_weight.initial, config.mtp_loss_weight.final) > 0, what=f"training on {device}",
     )  # fmt: skip

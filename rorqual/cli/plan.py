@@ -50,6 +50,8 @@ def main(argv: list[str]) -> int:
     if len(modes) > 1:
         parser.error(f"--{modes[0]} and --{modes[1]} are two plans; ask for one")
     mode = modes[0] if modes else None
+    if args.layout and mode in ("search", "experts", "compare", "serve", "memory"):
+        parser.error(f"--layout names one layout of training; it does not go with --{mode}")
     if args.html and mode:
         parser.error(f"--html draws a plan of training; it does not go with --{mode}")
     if args.explain and mode in ("experts", "search", "memory", "table"):
@@ -92,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--layout", metavar="pp4,dp16,ep8", help="degrees of parallelism (default: the report's, else the fastest that fits)"
     )
-    parser.add_argument("--schedule", choices=sorted(SCHEDULES), default="dualpipe", help="of the pipeline (default: dualpipe)")
+    parser.add_argument("--schedule", choices=sorted(SCHEDULES), help="of the pipeline (default: dualpipe for a named layout, else any)")
     parser.add_argument("--recompute", default=",".join(POLICIES), metavar="LIST", help=f"of {', '.join(POLICIES)}, or none (default: all)")
     parser.add_argument(
         "--moments", choices=("bf16", "fp32"), default="bf16", help="storage of both moments (default: bf16, as the report)"
@@ -148,7 +150,7 @@ def _request(args: argparse.Namespace) -> Request:
 
     run = recipe(args.model) if args.model in RECIPES else None
     config = run.model if run else _config(args.model)
-    changed = (args.gpu, args.gpus, args.tokens, args.batch, args.seq, args.layout, args.dtype, args.search, args.schedule != "dualpipe")
+    changed = (args.gpu, args.gpus, args.tokens, args.batch, args.seq, args.layout, args.dtype, args.search, args.schedule)
     is_report = args.model == _REPORT_RECIPE and not any(changed)
     if args.table and not is_report:
         raise ConfigError(f"--table compares the report's own run: use `rorqual plan {_REPORT_RECIPE} --table`")
@@ -163,12 +165,12 @@ def _request(args: argparse.Namespace) -> Request:
 def _layout(args: argparse.Namespace, draft: Request) -> Layout:
     """The layout that is asked for, the report's for its run, else the fastest that fits; ConfigError where none does."""
     if args.layout or (args.model == _REPORT_RECIPE and args.gpus in (None, REPORT.gpus)):
-        layout = parse(args.layout or REPORT.layout, args.schedule)
+        layout = parse(args.layout or REPORT.layout, args.schedule or "dualpipe")
         layout = replace(layout, schedule="1f1b") if layout.pp == 1 else layout
         check(layout, draft.config, draft.batch_sequences, args.gpus)
         return layout
     gpus = args.gpus or 1
-    found = _look(draft, gpus, best_only=True)
+    found = _look(draft, gpus, _schedules(args), best_only=True)
     if found.feasible:
         return found.feasible[0].layout
     if args.ignore_memory and found.nearest is not None:
@@ -176,15 +178,19 @@ def _layout(args: argparse.Namespace, draft: Request) -> Layout:
     raise ConfigError(_nothing_fits(draft, gpus, found.nearest, found.refused))
 
 
-def _look(draft: Request, gpus: int, best_only: bool = False) -> Search:
+def _schedules(args: argparse.Namespace) -> tuple[str, ...]:
+    return (args.schedule,) if args.schedule else tuple(SCHEDULES)
+
+
+def _look(draft: Request, gpus: int, schedules: tuple[str, ...], best_only: bool = False) -> Search:
     return search(draft.config, draft.device, gpus, tokens=draft.tokens, batch_sequences=draft.batch_sequences, seq_len=draft.seq_len,
-                  recompute=draft.recompute, moments=draft.moments, price=draft.price, best_only=best_only)  # fmt: skip
+                  recompute=draft.recompute, moments=draft.moments, price=draft.price, best_only=best_only, schedules=schedules)  # fmt: skip
 
 
 def _enough(draft: Request, gpus: int) -> str:
     found = enough(draft.config, draft.device, gpus, batch_sequences=draft.batch_sequences, seq_len=draft.seq_len, recompute=draft.recompute, moments=draft.moments)  # fmt: skip
     if found is None:
-        return "use a device with more memory, or shorter sequences"
+        return f"no doubling of them works with a batch of {draft.batch_sequences}; use a larger batch, a device with more memory, or shorter sequences"
     return f"use {found[0]} GPUs ({found[1]} with {found[1].schedule} fits there), or a device with more memory"
 
 
@@ -203,7 +209,7 @@ def _train(args: argparse.Namespace, request: Request) -> int:
     plan = training_plan(request)
     memory = plan["memory"]
     if not memory["fits"] and not args.ignore_memory:
-        found = _look(request, request.layout.gpus, best_only=True)
+        found = _look(request, request.layout.gpus, tuple(SCHEDULES), best_only=True)
         near = (
             f"use {found.feasible[0].layout} with {found.feasible[0].layout.schedule}"
             if found.feasible
@@ -222,10 +228,7 @@ def _train(args: argparse.Namespace, request: Request) -> int:
         from rorqual.planner.page import plan_page
 
         _, step = predict(request.config, request.device, request.layout, tokens=request.tokens, batch_sequences=request.batch_sequences, seq_len=request.seq_len)  # fmt: skip
-        try:
-            write(args.html, plan_page(plan, step.simulation))
-        except OSError as error:
-            raise ConfigError(f"{args.html} cannot be written: {error.strerror or error}") from None
+        write(args.html, plan_page(plan, step.simulation))
     _show(plan, args.json, plan_text.training)
     if args.html and not args.json:
         print(f"written: {args.html}")
@@ -235,7 +238,7 @@ def _train(args: argparse.Namespace, request: Request) -> int:
 def _search(args: argparse.Namespace, request: Request) -> int:
     if not args.gpus:
         raise ConfigError("--search needs --gpus N")
-    found = _look(request, args.gpus)
+    found = _look(request, args.gpus, _schedules(args))
     out = {
         "gpus": args.gpus, "gpu": request.device.name, "refused": found.refused,
         "layouts": [{"layout": str(one.layout), "schedule": one.layout.schedule, "bubble": one.bubble, "memory": one.memory.as_json(), **one.prediction.as_json()} for one in found.feasible[:10]],

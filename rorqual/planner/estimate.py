@@ -64,13 +64,14 @@ class _Block:
 def training_estimate(
     config: ModelConfig, *, micro_batch: int, length: int, batch: int | None = None, dtype: str = "fp32", compiled: bool = True, moments: str = "fp32",
     recompute: tuple[str, ...] = (), ema: bool = False, mtp: bool = True, isolated: bool = False, validation: bool = True,
-    lora_rank: int | None = None, lora_targets: tuple[str, ...] = LORA_TARGETS, base: str | None = None, frozen_copies: int = 0,
+    foreach: bool = False, lora_rank: int | None = None, lora_targets: tuple[str, ...] = LORA_TARGETS, base: str | None = None, frozen_copies: int = 0,
     cache_bytes: float = 0.0, what: str = "training",
 ) -> Estimate:  # fmt: skip
     """Peak of one optimiser step on one device.
 
     micro_batch: sequences of `length` tokens in a forward and backward; batch: sequences of a step (default: one micro-batch).
     dtype: "fp32", or "bf16" with FP32 masters and gradient sums; compiled: the CPU kernels run (FP32 only). isolated: packed samples.
+    foreach: the update runs over all tensors at once, as on an accelerator, with copies of gradients, denominators and BF16 moments.
     lora_rank: only adapters train, over base weights kept as `base` ("fp32", "bf16", "fp8"; default: dtype). frozen_copies: further
     whole models, such as GRPO's reference; cache_bytes: latent cache of an engine beside it. validation: full logits of a micro-batch.
     """
@@ -102,6 +103,8 @@ def training_estimate(
     blocks = list(_blocks(config, shape, depth))
     several = batch is not None and batch > micro_batch
     peak = _peak(config, shape, depth, blocks, scale, several, mixed, full_head=lora_rank is None)
+    update = {"gradients": 4.0 * trained, "update": trained * (8.0 + (8 if moments == "bf16" else 0)) if foreach else 0.0}
+    peak = max(peak, update, key=lambda one: sum(one.values()))
     if validation and sum(peak.values()) < (look := _validation(config, shape, depth)):
         peak = {"logits": look}
     parts = {**held, **peak}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,15 +47,16 @@ class Search:
 def search(
     config: ModelConfig, device: Hardware, gpus: int, *, tokens: float, batch_sequences: int, seq_len: int, recompute: tuple[str, ...] = POLICIES,
     moments: str = "bf16", price: float | None = None, best_only: bool = False,
+    schedules: Sequence[str] = tuple(SCHEDULES),
 ) -> Search:  # fmt: skip
-    """Tries every pp, ep and schedule on `gpus` devices, and shared-out parameters without a pipeline.
+    """Tries every pp and ep on `gpus` devices with each of `schedules`, and shared-out parameters without a pipeline.
 
     `best_only` stops simulating where a lower bound shows that no other layout can be faster; the first result is the same.
     """
     refused: Counter[str] = Counter()
     fitting: list[tuple[float, Layout, Memory]] = []
     smallest: tuple[Layout, Memory] | None = None
-    for layout in _layouts(gpus):
+    for layout in _layouts(gpus, schedules):
         try:
             check(layout, config, batch_sequences, gpus)
         except ConfigError as error:
@@ -89,7 +91,7 @@ def enough(
 ) -> tuple[int, Layout] | None:  # fmt: skip
     """The smallest doubling of `gpus` (up to 65,536) on which some layout runs and fits, with that layout; None where there is none."""
     while gpus <= _MOST_GPUS:
-        for layout in _layouts(gpus):
+        for layout in _layouts(gpus, tuple(SCHEDULES)):
             try:
                 check(layout, config, batch_sequences, gpus)
             except ConfigError:
@@ -100,7 +102,7 @@ def enough(
     return None
 
 
-def _layouts(gpus: int) -> list[Layout]:
+def _layouts(gpus: int, schedules: Sequence[str]) -> list[Layout]:
     divisors = [n for n in range(1, gpus + 1) if gpus % n == 0]
     found = []
     for pp in (n for n in divisors if n <= 128):
@@ -109,7 +111,7 @@ def _layouts(gpus: int) -> list[Layout]:
             if pp == 1:
                 found += [Layout(1, dp, ep, "1f1b", zero) for zero in ((1, 3) if dp > 1 else (1,))]
             else:
-                found += [Layout(pp, dp, ep, schedule) for schedule in SCHEDULES]
+                found += [Layout(pp, dp, ep, schedule) for schedule in schedules]
     return found
 
 

@@ -70,7 +70,9 @@ def test_another_model_finds_its_layout(capsys: pytest.CaptureFixture[str], tmp_
 
 def test_search(capsys: pytest.CaptureFixture[str]) -> None:
     text = run(capsys, "v2_lite_16b", "--gpus", "8", "--gpu", "h100", "--batch", "64", "--search")
-    assert "refused:" in text and "pp1,dp8" in text and "activations" in text
+    assert "refused:" in text and "pp1,dp8" in text and "activations" in text and "zb1p" in text
+    text = run(capsys, "v2_lite_16b", "--gpus", "8", "--gpu", "h100", "--batch", "64", "--search", "--schedule", "dualpipev")
+    assert "dualpipev" in text and "zb1p" not in text
     assert plan.main(["v3_671b", "--gpus", "8", "--gpu", "h100", "--batch", "64", "--search"]) == 1
     assert "needs" in capsys.readouterr().out
 
@@ -167,7 +169,14 @@ def test_no_torch_is_imported() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["v3_671b", "--serve", "--search"], ["v3_671b", "--serve", "--html", "x.html"], ["v3_671b", "--table", "--explain"], []]
+    "arguments",
+    [
+        ["v3_671b", "--serve", "--search"],
+        ["v3_671b", "--serve", "--html", "x.html"],
+        ["v3_671b", "--table", "--explain"],
+        ["v3_671b", "--search", "--layout", "dp8"],
+        [],
+    ],
 )
 def test_what_does_not_go_together_is_a_usage_error(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:

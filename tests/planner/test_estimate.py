@@ -38,6 +38,14 @@ def test_what_saves_memory_does() -> None:
         assert training_estimate(t0(), **{**arguments, **change}).tensors > plain, change
 
 
+def test_an_update_over_all_tensors_at_once() -> None:
+    """Gradients 4 bytes, their scaled copy 4, denominators 4, and BF16 moments widened, 8: more than a small micro-batch keeps."""
+    parts = training_estimate(t0(), micro_batch=1, length=16, moments="bf16", foreach=True).parts
+    assert parts["gradients"] == 4 * WHOLE and parts["update"] == 16 * WHOLE and "activations" not in parts
+    assert training_estimate(t0(), micro_batch=1, length=16, foreach=True).parts["update"] == 8 * WHOLE
+    assert "update" not in training_estimate(t0(), micro_batch=32, length=128, foreach=True).parts
+
+
 def test_lora_by_hand() -> None:
     """T0's attention: (64+48) + (48+96) + (64+40) + (32+128) + (64+64) = 648 a block; dense 3 (64+160), shared 3 (64+32), routed 8 x that."""
     assert lora_parameters(t0(), 8, ("attention",)) == 8 * 4 * 648
