@@ -20,12 +20,38 @@ inline lanes load(const float* p) {
     return x;
 }
 
+typedef float half __attribute__((vector_size(32), aligned(4)));
+typedef float quarter __attribute__((vector_size(16), aligned(4)));
+
+#if defined(__clang__)
+#define MIX(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+typedef int places __attribute__((vector_size(16)));
+#define MIX(a, b, i, j, k, l) __builtin_shuffle(a, b, places{i, j, k, l})
+#endif
+
+// lane i + lane i + 8, then i + 4: four lanes are left
+inline quarter fold(lanes x) {
+    half h[2];
+    quarter q[2];
+    std::memcpy(h, &x, sizeof x);
+    h[0] += h[1];
+    std::memcpy(q, h, sizeof q);
+    return q[0] + q[1];
+}
+
+// then i + 2, then i + 1
 inline float total(lanes x) {
-    float sum = 0.0f;
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; i++) x[i] += x[i + width];
-    sum = x[0];
-    return sum;
+    quarter q = fold(x);
+    return (q[0] + q[2]) + (q[1] + q[3]);
+}
+
+// four totals at once, each in the order of `total`
+inline quarter totals(lanes w, lanes x, lanes y, lanes z) {
+    quarter a = fold(w), b = fold(x), c = fold(y), d = fold(z);
+    quarter ab = MIX(a, b, 0, 4, 1, 5), cd = MIX(c, d, 0, 4, 1, 5), AB = MIX(a, b, 2, 6, 3, 7), CD = MIX(c, d, 2, 6, 3, 7);
+    quarter first = ab + AB, second = cd + CD;  // [a0+a2, b0+b2, a1+a3, b1+b3], the same of c and d
+    return MIX(first, second, 0, 1, 4, 5) + MIX(first, second, 2, 3, 6, 7);
 }
 
 // y[row][out] for R rows and O outputs: R * O sums in registers, each in the same order
@@ -43,12 +69,18 @@ inline void tile(const float* const* x, const float* w, long k, float* const* y,
             for (int o = 0; o < O; o++) sum[r][o] += value * weight[o];
         }
     }
-    for (int r = 0; r < R; r++)
-        for (int o = 0; o < O; o++) {
-            float s = total(sum[r][o]);
-            for (long j = i; j < k; j++) s = __builtin_fmaf(x[r][j], w[o * k + j], s);
-            y[r][out + o] = s;
+    for (int r = 0; r < R; r++) {
+        float s[O];
+        if constexpr (O == 4) {
+            quarter four = totals(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
+            std::memcpy(s, &four, sizeof four);
+        } else {
+            for (int o = 0; o < O; o++) s[o] = total(sum[r][o]);
         }
+        for (int o = 0; o < O; o++)
+            for (long j = i; j < k; j++) s[o] = __builtin_fmaf(x[r][j], w[o * k + j], s[o]);
+        std::memcpy(y[r] + out, s, sizeof s);
+    }
 }
 
 template <int O>
@@ -109,12 +141,42 @@ inline void turn(float* x, const float* cos, const float* sin, long pairs) {
 
 inline float silu(float x) { return x / (1.0f + std::exp(-x)); }
 
-inline float dot(const float* a, const float* b, long k) {
-    float y;
-    const float* x[1] = {a};
-    float* out[1] = {&y};
-    tile<1, 1>(x, b, k, out, 0);
-    return y;
+constexpr long HEADS = 4;  // of a row, which read its cached entries together
+
+// y[k] = sum over j of a[j] m[j][k], in the order of j
+inline void mix(const float* a, long count, const float* m, long ld, long width, float* y) {
+    long k = 0;
+    for (; k + 4 * LANES <= width; k += 4 * LANES) {
+        lanes sum[4] = {};
+        for (long j = 0; j < count; j++)
+            for (int i = 0; i < 4; i++) sum[i] += a[j] * load(m + j * ld + k + i * LANES);
+        std::memcpy(y + k, sum, sizeof sum);
+    }
+    for (; k < width; k++) {
+        float sum = 0.0f;
+        for (long j = 0; j < count; j++) sum = __builtin_fmaf(a[j], m[j * ld + k], sum);
+        y[k] = sum;
+    }
+}
+
+// The same over cached entries, which lie in blocks.
+inline void mix_entries(const float* a, long count, const int64_t* table, long block_size, const float* cache, long entry, long width, float* y) {
+    long k = 0;
+    for (; k + 4 * LANES <= width; k += 4 * LANES) {
+        lanes sum[4] = {};
+        for (long t = 0; t < count; t += block_size) {
+            const float* e = cache + table[t / block_size] * block_size * entry + k;
+            const long some = count - t < block_size ? count - t : block_size;
+            for (long j = 0; j < some; j++)
+                for (int i = 0; i < 4; i++) sum[i] += a[t + j] * load(e + j * entry + i * LANES);
+        }
+        std::memcpy(y + k, sum, sizeof sum);
+    }
+    for (; k < width; k++) {
+        float sum = 0.0f;
+        for (long t = 0; t < count; t++) sum = __builtin_fmaf(a[t], cache[(table[t / block_size] * block_size + t % block_size) * entry + k], sum);
+        y[k] = sum;
+    }
 }
 
 }  // namespace
@@ -173,37 +235,40 @@ void attention(const Sizes& s, const Weights& w, Scratch& b, float* x, const flo
         std::memcpy(cache + (block * s.block_size + p % s.block_size) * entry, e, entry * sizeof(float));
         for (long i = 0; i < s.h; i++) turn(b.q + row * q_width + i * head + s.d, cos + row * (s.r / 2), sin + row * (s.r / 2), s.r / 2);
     }
-#pragma omp for schedule(static)
-    for (long job = 0; job < n * s.h; job++) {
-        const long row = job / s.h, i = job % s.h, last = positions[row];
-        const float* q = b.q + row * q_width + i * head;
-        const float* uk = w.kv_b + i * (s.d + s.v) * s.c;
-        const float* uv = uk + s.d * s.c;
-        float* lat = b.latent + job * entry;  // [W^UK^T q_nope ; q_rope]
-        for (long k = 0; k < s.c; k++) lat[k] = 0.0f;
-        for (long j = 0; j < s.d; j++)
-            for (long k = 0; k < s.c; k++) lat[k] = __builtin_fmaf(q[j], uk[j * s.c + k], lat[k]);
-        std::memcpy(lat + s.c, q + s.d, s.r * sizeof(float));
-        float* score = b.scores + job * longest;
-        float most = -INFINITY;
-        for (long t = 0; t <= last; t++) {
-            long block = tables[row * table_width + t / s.block_size];
-            score[t] = dot(lat, cache + (block * s.block_size + t % s.block_size) * entry, entry) * s.scale;
-            most = score[t] > most ? score[t] : most;
+    const long parts = (s.h + HEADS - 1) / HEADS;
+#pragma omp for schedule(static, 1)
+    for (long job = 0; job < n * parts; job++) {
+        const long row = job / parts, head_0 = job % parts * HEADS, heads = s.h - head_0 < HEADS ? s.h - head_0 : HEADS, count = positions[row] + 1;
+        const float *lat[HEADS], *z[HEADS];
+        float* score[HEADS];
+        for (long i = 0; i < heads; i++) {
+            const long place = row * s.h + head_0 + i;
+            const float* q = b.q + row * q_width + (head_0 + i) * head;
+            float* l = b.latent + place * entry;  // [W^UK^T q_nope ; q_rope]
+            mix(q, s.d, w.kv_b + (head_0 + i) * (s.d + s.v) * s.c, s.c, s.c, l);
+            std::memcpy(l + s.c, q + s.d, s.r * sizeof(float));
+            lat[i] = l, z[i] = b.mixed + place * s.c, score[i] = b.scores + place * longest;
         }
-        float sum = 0.0f;
-        float* z = b.mixed + job * s.c;
-        for (long k = 0; k < s.c; k++) z[k] = 0.0f;
-        for (long t = 0; t <= last; t++) {
-            long block = tables[row * table_width + t / s.block_size];
-            const float* e = cache + (block * s.block_size + t % s.block_size) * entry;
-            float p = std::exp(score[t] - most);
-            sum += p;
-            for (long k = 0; k < s.c; k++) z[k] = __builtin_fmaf(p, e[k], z[k]);
+        const int64_t* table = tables + row * table_width;
+        for (long t = 0; t < count; t += s.block_size) {
+            float* at[HEADS];
+            for (long i = 0; i < heads; i++) at[i] = score[i] + t;
+            some_outputs(lat, heads, cache + table[t / s.block_size] * s.block_size * entry, entry, at, 0, count - t < s.block_size ? count - t : s.block_size);
         }
-        for (long k = 0; k < s.c; k++) z[k] /= sum;
-        float* out = b.heads + row * s.h * s.v + i * s.v;
-        for (long j = 0; j < s.v; j++) out[j] = dot(z, uv + j * s.c, s.c);
+        for (long i = 0; i < heads; i++) {
+            float most = -INFINITY, sum = 0.0f;
+            for (long t = 0; t < count; t++) {
+                score[i][t] *= s.scale;
+                most = score[i][t] > most ? score[i][t] : most;
+            }
+            for (long t = 0; t < count; t++) sum += score[i][t] = std::exp(score[i][t] - most);
+            float* into = b.mixed + (row * s.h + head_0 + i) * s.c;
+            mix_entries(score[i], count, table, s.block_size, cache, entry, s.c, into);
+            for (long k = 0; k < s.c; k++) into[k] /= sum;
+            const float* value = w.kv_b + ((head_0 + i) * (s.d + s.v) + s.d) * s.c;
+            float* out[1] = {b.heads + (row * s.h + head_0 + i) * s.v};
+            some_outputs(z + i, 1, value, s.c, out, 0, s.v);
+        }
     }
     linear(b.heads, s.h * s.v, w.o, b.u, s.m, n, s.h * s.v, s.m);
 #pragma omp for schedule(static)
