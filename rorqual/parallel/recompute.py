@@ -104,7 +104,7 @@ def _wrap_block(block: nn.Module, policy: tuple[str, ...]) -> None:
             with torch.autograd.graph.saved_tensors_hooks(regions[-1].pack, regions[-1].unpack):
                 return forward(*args, **kwargs)
         finally:
-            regions.pop()
+            regions.pop().made.clear()  # autograd keeps the pack hook, and with it this region, until the backward pass
 
     block.forward = run
 

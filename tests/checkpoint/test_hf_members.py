@@ -14,7 +14,6 @@ from rorqual.checkpoint import hf
 from rorqual.checkpoint.logical import logical_tensors
 from rorqual.checkpoint.names import copies
 from rorqual.config import ModelConfig
-from tests.reference.loop import generate
 from rorqual.inference.sampler import SamplingParams
 from rorqual.kernels import fp8
 from rorqual.model.transformer import CausalLM
@@ -22,6 +21,7 @@ from rorqual.presets import member
 from rorqual.tokenizer import bpe
 from tests.checkpoint import members
 from tests.checkpoint.folders import table
+from tests.reference.loop import generate
 
 IDS = torch.randint(0, 320, (1, 80), generator=torch.Generator().manual_seed(1))
 

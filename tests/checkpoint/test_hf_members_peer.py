@@ -24,11 +24,11 @@ from torch import Tensor
 from rorqual.checkpoint import hf
 from rorqual.checkpoint.convert import convert
 from rorqual.checkpoint.source import FolderSource
-from tests.reference.loop import generate
 from rorqual.inference.sampler import SamplingParams
 from rorqual.model.transformer import CausalLM
 from tests.checkpoint import members
 from tests.checkpoint.folders import table
+from tests.reference.loop import generate
 
 pytestmark = pytest.mark.peer
 IDS = torch.randint(0, 320, (2, 90), generator=torch.Generator().manual_seed(1))  # past YaRN's original length of 64

@@ -10,10 +10,10 @@ import torch
 from rorqual.checkpoint import hf
 from rorqual.errors import CheckpointError, ConfigError
 from rorqual.fp8.linear import Fp8GroupedLinear, Fp8Linear, empty_model, fill_random, targets
-from tests.reference.loop import generate
 from rorqual.inference.sampler import SamplingParams
 from rorqual.kernels import fp8
 from tests.checkpoint import members
+from tests.reference.loop import generate
 
 IDS = torch.tensor([[3, 9, 27, 81, 5, 7, 11, 2]])
 

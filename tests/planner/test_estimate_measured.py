@@ -92,9 +92,6 @@ def test_the_trainers_peak_is_estimated(config: ModelConfig, settings: dict[str,
     assert estimate == pytest.approx(found, rel=0.15)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="parallel/recompute.py saves nothing yet: autograd's pack hook holds the block's outputs until its backward"
-)
 @pytest.mark.parametrize("policy", [*(pytest.param((name,), marks=pytest.mark.slow) for name in POLICIES), POLICIES], ids="+".join)
 def test_what_recomputation_saves_is_estimated(policy: tuple[str, ...]) -> None:
     shape = {"micro_batch": 32, "length": 64}

@@ -21,8 +21,6 @@ from rorqual.checkpoint.logical import logical_tensors
 from rorqual.checkpoint.names import copies, expected
 from rorqual.data.config import DataConfig
 from rorqual.data.loader import PackedDataset
-from tests.reference.cache import ContiguousCache
-from tests.reference.loop import generate
 from rorqual.inference.sampler import SamplingParams
 from rorqual.model.transformer import CausalLM
 from rorqual.planner.params import count
@@ -32,6 +30,8 @@ from rorqual.train.optim import AdamW
 from rorqual.train.report import write_report
 from rorqual.train.trainer import Batch, StepResult, train, train_step
 from tests.data.folders import write_folder
+from tests.reference.cache import ContiguousCache
+from tests.reference.loop import generate
 from tests.tiny import t0
 from tests.train.tiny_run import SHAPE, TinyData, digest, tiny_run
 
