@@ -256,7 +256,7 @@ def _cut(targets: list[_Target], shard_size: int) -> dict[str, list[_Target]]:
 def _fingerprint(source: FolderSource, plan: _Plan, shard_size: int, metadata: Mapping[str, str] | None) -> str:
     """Identity of a conversion: the source's files as they are now, and everything that decides the output's bytes."""
     found = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in source.files]
-    wanted = [(one.planned.name, one.planned.dtype, one.planned.shape) for one in plan.targets]
+    wanted = [(one.planned.name, source.stored_name(one.origin), one.planned.dtype, one.planned.shape) for one in plan.targets]
     text = json.dumps(
         [str(source.path.resolve()), found, config_json(plan), wanted, shard_size, sorted((metadata or {}).items())], default=str
     )

@@ -169,6 +169,26 @@ def test_a_killed_conversion_leaves_no_folder_that_looks_whole(tmp_path: Path) -
     assert hf.load(tmp_path / "out")[1].missing == []
 
 
+def test_a_resumed_conversion_mixes_no_other_layers_in(tmp_path: Path) -> None:
+    """Layers 1 and 2 have the same new names, shapes and sizes; what a killed conversion of one left is not taken for the other."""
+    folder, out = members.write(tmp_path / "in", "moonlight_16b"), tmp_path / "out"
+
+    class Killed(BaseException):
+        pass
+
+    def stop(done: int, total: int, name: str) -> None:
+        if done > total // 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(folder, out, layers=(1, 2), shard_size=100_000, progress=stop)
+    assert len(list(folders.temporary(out).glob("*.safetensors"))) > 1
+    run(folder, out, layers=(2, 3), shard_size=100_000)
+    stored, written = table(folder), table(out)
+    moved = [name for name in written if name.startswith("model.layers.0.")]
+    assert moved and all(torch.equal(written[name], stored[name.replace("layers.0.", "layers.2.")]) for name in moved)
+
+
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = members.write(tmp_path / "in", "moonlight_16b")
     monkeypatch.setattr(folders.shutil, "disk_usage", lambda path: type("usage", (), {"free": 1000})())
