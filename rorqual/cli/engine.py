@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rorqual.cli import memory_check
+
 if TYPE_CHECKING:
     from rorqual.cli.model_folder import LoadedFolder
     from rorqual.inference.engine import Engine
@@ -45,6 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache-gb", type=float, metavar="GB", help="memory for cached tokens (default: every context whole, but at most 0.5)"
     )
+    memory_check.add_option(parser)
 
 
 def _speculative(text: str) -> str | int:
@@ -71,6 +74,11 @@ def open_engine(args: argparse.Namespace, name: str | None = None, queue_limit: 
     from rorqual.server.served import Served
     from rorqual.tokenizer.templates import style_of
 
+    memory_check.check_folder(
+        args.folder, args.weights, sequences=args.max_num_seqs, batched_tokens=args.max_num_batched_tokens,
+        cache_bytes=None if args.cache_gb is None else args.cache_gb * 1e9, drafts=None if args.speculative == "auto" else args.speculative,
+        force=args.ignore_memory,
+    )  # fmt: skip
     loaded = load_folder(args.folder, args.tokenizer, weights=args.weights)
     for notice in loaded.notices:
         print(f"note: {notice}", file=sys.stderr)

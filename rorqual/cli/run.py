@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rorqual.cli import memory_check
 from rorqual.errors import RunError
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class _Pipeline:
         if self.overwrite:
             with stored:  # the data stays, and so do its seconds
                 self._write(self.out / "stages.json", {"data": self._stages()["data"]})
+        memory_check.check_run(self.run)
         with self._stage("pretrain"):
             from rorqual.train.trainer import train
 

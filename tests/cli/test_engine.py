@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+import pytest
+
+from rorqual.cli import memory_check
 from rorqual.cli.engine import add_options, open_engine
+from rorqual.errors import DeviceError
 from tests.server.real import model_folder
 
 
@@ -20,3 +24,14 @@ def test_the_engine_is_as_asked(tmp_path):
     assert asked.served.name == "other" and asked.engine.num_drafts == 0 and asked.engine.pool.num_blocks < plain.engine.pool.num_blocks
     scheduler = asked.engine.scheduler
     assert (scheduler.max_num_seqs, scheduler.budget, scheduler.queue_limit) == (3, 99, 5)
+
+
+def test_a_cache_that_does_not_fit_is_refused_before_the_folder_is_read(tmp_path, monkeypatch, capsys):
+    folder = model_folder(tmp_path)
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    monkeypatch.setattr(memory_check, "available_memory", lambda device: 10**9)
+    with pytest.raises(DeviceError, match=r"cache .*give the cache less"):
+        open_engine(parser.parse_args([str(folder), "--cache-gb", "2"]))
+    assert "memory for" in capsys.readouterr().err
+    assert open_engine(parser.parse_args([str(folder), "--cache-gb", "0.01"])).engine.pool.num_blocks > 0
