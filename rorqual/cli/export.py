@@ -35,7 +35,11 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--mtp", choices=("keep", "drop"), default="keep", help="MTP modules (default: keep; GGUF has no place for them)")
     parser.add_argument("--layers", metavar="A:B", help="only layers A to B-1 of the trunk, renumbered from 0")
-    parser.add_argument("--check", choices=("hf", "llamacpp"), help="compare the result with a peer that is installed")
+    parser.add_argument(
+        "--check",
+        choices=("hf", "vllm", "llamacpp"),
+        help="print the launch line of a bigger engine, and compare the result with it if it is installed",
+    )
     parser.add_argument("--shard-size", type=float, default=5.0, metavar="GB", help="largest file, in 10^9 bytes (default: 5)")
     parser.add_argument("--step", type=int, help="of a run: export this step's checkpoint (default: the run's own export, else the newest)")
     parser.add_argument("--ema", action="store_true", help="of a run: export the moving average of the weights, from a checkpoint")
@@ -46,10 +50,8 @@ def main(argv: list[str]) -> int:
         parser.error(f"--shard-size ({args.shard_size}) must be above 0")
     layers = parse_layers(args.layers)
     gguf = args.to is not None and args.to.startswith("gguf")
-    if args.check == "llamacpp" and not gguf:
-        parser.error("--check llamacpp needs --to gguf")
-    if args.check == "hf" and gguf:
-        parser.error("--check hf needs a folder, not --to gguf")
+    if args.check is not None and (args.check == "llamacpp") != gguf:
+        parser.error(f"--check {args.check} needs a folder, not --to gguf" if gguf else "--check llamacpp needs --to gguf")
     _check(args.source, args.out)
 
     source, origin, notices = _source(args, layers)
@@ -61,9 +63,10 @@ def main(argv: list[str]) -> int:
     line = _write_gguf(args, source, tokenizer, origin) if gguf else _write_folder(args, source, tokenizer, origin)
     print(line)
     if args.check:
-        from rorqual.cli.check import check_gguf, check_hf
+        from rorqual.inference import handover
 
-        print(check_gguf(args.out, source, tokenizer) if gguf else check_hf(args.out))
+        print("launch with:", *handover.launch_lines(args.check, args.out, source.config), sep="\n  ", flush=True)
+        print(handover.check(args.check, args.out, source, tokenizer))
     return 0
 
 

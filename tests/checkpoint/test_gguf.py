@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from rorqual.checkpoint import gguf as exporting
-from rorqual.checkpoint import gguf_check, hf
+from rorqual.checkpoint import hf
 from rorqual.checkpoint.source import FolderSource, ModelSource
 from rorqual.cli import export
 from rorqual.errors import CheckpointError
+from rorqual.inference import handover
 from tests.checkpoint import members
 from tests.checkpoint.folders import build
 from tests.tiny import t0
@@ -137,33 +138,12 @@ def test_the_verb_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
             export.main([str(folder), *arguments, "--to", "gguf"])
 
 
-def test_without_the_package_the_check_says_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(gguf_check.VARIABLE, str(tmp_path))
-    with pytest.raises(CheckpointError, match="needs node and its package node-llama-cpp"):
-        gguf_check.llama_tokens(tmp_path / "m.gguf", [1])
-
-
-def test_tokens_are_compared_up_to_a_tie(tmp_path: Path) -> None:
-    folder = members.write(tmp_path / "v3", "v3_671b")
-    with FolderSource(folder) as source:
-        model = gguf_check.own_model(source)
-    ids = [3, 4, 5]
-    for _ in range(4):
-        with torch.no_grad():
-            ids.append(int(model.logits(model(torch.tensor([ids])).hidden[0, -1]).argmax()))
-    ours = ids[3:]
-    assert gguf_check.compare(model, [3, 4, 5], ours, count=4) == (4, float("inf"))
-    same, gap = gguf_check.compare(model, [3, 4, 5], [*ours[:2], ours[2] ^ 1, 0], count=4)
-    assert same == 2 and gap > 0
-    assert gguf_check.compare(model, [3, 4, 5], ours[:3], count=4)[0] == 3  # it ended early, ours does not
-
-
 @pytest.mark.peer
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ["v3_671b", "v2_lite_16b", "moonlight_16b", "kimi_k2"])
 def test_llama_cpp_gives_the_same_greedy_tokens(tmp_path: Path, name: str) -> None:
-    if gguf_check.package_folder() is None:
-        pytest.skip(f"node-llama-cpp is not installed; name its folder in {gguf_check.VARIABLE}")
+    if handover.package_folder() is None:
+        pytest.skip(f"node-llama-cpp is not installed; name its folder in {handover.NODE_FOLDER}")
     depth: dict = (
         {"num_hidden_layers": 27} if name in ("v2_lite_16b", "moonlight_16b") else {}
     )  # how llama.cpp knows that there is no q_a_proj
@@ -172,7 +152,7 @@ def test_llama_cpp_gives_the_same_greedy_tokens(tmp_path: Path, name: str) -> No
     folder = members.write(tmp_path / name, name, **depth)
     with FolderSource(folder) as source:
         out = exporting.write(source, folder, tmp_path / "m.gguf", outtype="f32")
-        assert "the same" in gguf_check.check(out, source, folder)
+        assert "the same" in handover.check("llamacpp", out, source, folder)
 
 
 def test_a_tokenizer_that_llama_cpp_cannot_name_is_refused():
