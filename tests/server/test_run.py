@@ -6,6 +6,8 @@ import concurrent.futures
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,3 +104,15 @@ def test_what_does_not_finish_in_time_is_failed_clearly(folder):
         status, body = whole.result(10)
         assert status == 503 and json.loads(body)["error"]["code"] == "shutting_down"
     assert not any("Traceback" in line for line in server.said), server.said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [512, 100])
+def test_five_hundred_clients(limit):
+    """With room for all no request fails or differs; with less the excess gets 429 and nothing else fails; memory stays."""
+    script = Path(__file__).parents[2] / "benchmarks" / "load.py"
+    command = [sys.executable, str(script), "--clients", "500", "--queue-limit", str(limit), "--minutes", "0.5"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    figures = json.loads(done.stdout)
+    assert figures["answers"] > 500 and figures["errors"] == figures["wrong"] == 0 and (figures["refused"] > 0) == (limit < 500)
+    assert figures["resident_mb_end"] < 1.05 * figures["resident_mb_early"]
