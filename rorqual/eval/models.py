@@ -125,6 +125,7 @@ class EngineModel:
         self.scorer = Scorer(engine, budget)
 
     def describe(self) -> dict[str, Any]:
+        """Facts for the record of a run: hashes of tokenizer and configuration, window, whether BOS is put first, number format."""
         config = self.engine.model.config
         return {
             "kind": "engine", "name": self.name, "tokenizer_sha256": self.tokenizer.fingerprint, "window": self.window,
@@ -142,6 +143,7 @@ class EngineModel:
     # ------------------------------------------------------------------ likelihood
 
     def likelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood | Failure]:
+        """Of each (context, continuation), in nats; NonFiniteError for NaN."""
         requests: list[tuple[list[int], int]] = []
         plans: list[tuple[list[int], list[int], bool]] = []
         for pair in self.encoder.pairs(pairs):
@@ -163,6 +165,7 @@ class EngineModel:
         return numbers, cut
 
     def text_scores(self, texts: Sequence[str], stride: int | None = None) -> list[TextScore | Failure]:
+        """Of each whole document, by sliding windows; each token is scored exactly once."""
         requests: list[tuple[list[int], int]] = []
         owners: list[int] = []
         for number, text in enumerate(texts):
@@ -213,6 +216,7 @@ class EngineModel:
             raise ConfigError(f"this model cannot chat: {error}; leave out --chat") from None
 
     def generate(self, prompts: Sequence[tuple[str, str]], asking: Asking) -> Iterator[tuple[int, list[Generation] | Failure]]:
+        """(number, answers) of each (name, prompt) as they end; answers do not depend on the batch or on one another."""
         for first in range(0, len(prompts), MOST_CACHED):
             yield from self._wave(first, prompts[first : first + MOST_CACHED], asking)
 

@@ -31,6 +31,7 @@ class ServerModel:
         self._client, self.name, self._parallel = client, model, max(1, parallel)
 
     def describe(self) -> dict[str, Any]:
+        """Facts for the record of a run; the server's tokenizer is not known."""
         return {"kind": "server", "name": self.name, "url": self._client.url, "tokenizer_sha256": None}
 
     def computed(self) -> dict[str, int]:
@@ -38,6 +39,7 @@ class ServerModel:
         return {"requests": self._client.requests, "retried": self._client.retried, "failed": self._client.failed}
 
     def require_likelihood(self, tasks: Sequence[str]) -> None:
+        """ConfigError, naming the tasks, where the server does not echo log-probabilities of a prompt."""
         try:
             self._echo("The capital of France is Paris")
         except (_Odd, ServerError) as error:
@@ -49,6 +51,7 @@ class ServerModel:
     # ------------------------------------------------------------------ likelihood
 
     def likelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood | Failure]:
+        """Of each (context, continuation): one request with echo, spaces at the context's end counted to the continuation."""
         return self._all([lambda pair=pair: self._pair(*pair) for pair in pairs])  # type: ignore[misc]
 
     def _pair(self, context: str, continuation: str) -> Likelihood:
@@ -65,6 +68,7 @@ class ServerModel:
         return Likelihood(math.fsum(value or 0.0 for value in values[start:]), all(best[start:]), len(tokens) - start)
 
     def text_scores(self, texts: Sequence[str], stride: int | None = None) -> list[TextScore | Failure]:
+        """Of each whole document, which the server must take in one piece; `stride` is of no use here."""
         return self._all([lambda text=text: self._text(text) for text in texts])  # type: ignore[misc]
 
     def _text(self, text: str) -> TextScore:
@@ -103,6 +107,7 @@ class ServerModel:
     # ------------------------------------------------------------------ generation
 
     def generate(self, prompts: Sequence[tuple[str, str]], asking: Asking) -> Iterator[tuple[int, list[Generation] | Failure]]:
+        """(number, answers) of each (name, prompt) as they come back, `parallel` requests at a time."""
         with ThreadPoolExecutor(self._parallel) as pool:
             waiting: dict[Future[list[Generation] | Failure], int] = {}
             todo = iter(enumerate(prompts))

@@ -9,7 +9,7 @@ padded at the end, where nothing looks. The engine must be idle. Report section 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from rorqual.inference.scheduler import Sequence as Row
 from rorqual.inference.scheduler import Work
 
 _LOGIT_BYTES = 64 * 2**20
+_KEYS = 2**17  # cached positions that the tails of one forward read, over all rows
 _ROUND = 4  # widths of tails are multiples of this
 _PARAMS = SamplingParams(max_tokens=1)
 
@@ -45,21 +46,30 @@ class Computed:
 
 @dataclass(eq=False)
 class _Group:
-    """Requests with equal tokens before the scored ones. `body` runs in the first pass: the context, or all but the last of a single one."""
+    """Requests with equal tokens before the scored ones. `body` runs first: the context, or all but the last token of a single request.
+
+    `wanted` holds each member's number and scored tokens; `width` counts body and tails.
+    """
 
     body: list[int]
     start: int
-    members: list[int] = field(default_factory=list)
+    wanted: list[tuple[int, list[int]]] = field(default_factory=list)
+    width: int = 0
 
 
 @dataclass(eq=False)
 class _Tail:
-    """One choice after its context: `first` is the context's last state, which predicts the first wanted token."""
+    """One choice after its context, which `owner` holds: tokens[start:] are scored, the first of them from the state `first`."""
 
-    row: Row
+    owner: Row
     number: int
-    wanted: list[int]
+    tokens: list[int]
+    start: int
     first: Tensor
+
+
+_End = tuple[int, list[int], list[Tensor]]
+"""Of one request: its number, the tokens to be scored, and the states that predict them in parts."""
 
 
 class Scorer:
@@ -88,13 +98,11 @@ class Scorer:
             self._check(tokens, start)
         found: list[TokenScores | None] = [None] * len(requests)
         for family, shared in self._families(requests):
-            prefix = self._run_prefix(family[0].body[:shared])
-            for batch in self._batches(family, requests, shared):
-                held: list[int] = []
-                try:
-                    self._run(batch, requests, prefix, shared, found, held)
-                finally:
-                    self._engine.pool.release(held)
+            packed = [] if shared else [group for group in family if group.width <= self._budget]
+            for some in self._packs(packed):
+                self._run_packed(some, found)
+            if len(packed) < len(family):
+                self._run_family([group for group in family if shared or group.width > self._budget], shared, found)
         return [one for one in found if one is not None]
 
     def forget(self) -> None:
@@ -120,10 +128,11 @@ class Scorer:
         groups: dict[tuple[int, ...], _Group] = {}
         for number, (tokens, start) in enumerate(requests):
             key = tuple(tokens[:start])
-            groups.setdefault(key, _Group(list(key), start)).members.append(number)
+            groups.setdefault(key, _Group(list(key), start)).wanted.append((number, list(tokens[start:])))
         for group in groups.values():
-            if len(group.members) == 1:
-                group.body = list(requests[group.members[0]][0][:-1])
+            if len(group.wanted) == 1:
+                group.body += group.wanted[0][1][:-1]
+            group.width = len(group.body) + (sum(len(wanted) - 1 for _, wanted in group.wanted) if len(group.wanted) > 1 else 0)
         return self._split(list(groups.values()))
 
     def _split(self, groups: list[_Group]) -> list[tuple[list[_Group], int]]:
@@ -150,79 +159,127 @@ class Scorer:
         same = next((place for place in range(most) if first[place] != last[place]), most)
         return same // self._size * self._size if len(family) > 1 else 0
 
-    def _batches(self, family: list[_Group], requests: Sequence[tuple[Sequence[int], int]], shared: int) -> Iterator[list[_Group]]:
+    def _packs(self, groups: list[_Group]) -> Iterator[list[_Group]]:
+        """Groups of similar width, tails included."""
+        batch: list[_Group] = []
+        for group in sorted(groups, key=lambda group: group.width):
+            if batch and (group.width - batch[0].width > max(8, group.width // 4) or (len(batch) + 1) * group.width > self._budget):
+                yield batch
+                batch = []
+            batch.append(group)
+        if batch:
+            yield batch
+
+    def _batches(self, family: list[_Group], shared: int) -> Iterator[tuple[list[_Group], int]]:
+        """Groups of similar width after the shared beginning, and the blocks that they and their tails need."""
         batch: list[_Group] = []
         blocks = 0
         for group in family:
             width = len(group.body) - shared
             need = -(-width // self._size) + 1
-            if len(group.members) > 1:
-                need += sum((len(requests[n][0]) - len(group.body) + 2 * self._size) // self._size for n in group.members)
-            slack = batch and width - (len(batch[0].body) - shared) > max(4, width // 8)
+            if len(group.wanted) > 1:
+                need += sum((len(wanted) + 2 * self._size) // self._size for _, wanted in group.wanted)
+            slack = batch and width - (len(batch[0].body) - shared) > max(8, width // 4)
             if batch and (slack or (len(batch) + 1) * width > self._budget or blocks + need > self._engine.pool.num_free):
-                yield batch
+                yield batch, blocks
                 batch, blocks = [], 0
             batch.append(group)
             blocks += need
         if batch:
-            yield batch
+            yield batch, blocks
 
-    # ------------------------------------------------------------------ forwards
+    # ------------------------------------------------------------------ without a cache: each group is one row
 
-    def _run(
-        self, batch: list[_Group], requests: Sequence[tuple[Sequence[int], int]], prefix: Row | None, shared: int,
-        found: list[TokenScores | None], held: list[int],
-    ) -> None:  # fmt: skip
-        width = max(len(group.body) for group in batch)
-        if not shared and width <= self._budget and all(len(group.members) == 1 for group in batch):
-            self._run_alone(batch, requests, width, found)
-            return
-        rows = [self._row(group.body, width, shared, [] if prefix is None else prefix.blocks, held) for group in batch]
-        ends: list[tuple[int, list[int], list[Tensor]]] = []
+    def _run_packed(self, batch: list[_Group], found: list[TokenScores | None]) -> None:
+        """Context and tails side by side in one row: a tail sees the context and itself, at the positions after the context."""
+        model, width = self._engine.model, max(group.width for group in batch)
+        device = model.head_weight.device
+        ids, positions, owners = (torch.zeros(len(batch), width, dtype=torch.int64) for _ in range(3))
+        owners -= 1  # padding is a part of its own
+        places: list[tuple[int, list[int], int, list[int]]] = []
+        for row, group in enumerate(batch):
+            at = len(group.body)
+            ids[row, :at], positions[row, :at], owners[row, :at] = torch.tensor(group.body), torch.arange(at), 0
+            if len(group.wanted) == 1:
+                number, wanted = group.wanted[0]
+                places.append((number, wanted, row, list(range(group.start - 1, at))))
+                continue
+            for part, (number, wanted) in enumerate(group.wanted, 1):
+                end = at + len(wanted) - 1
+                ids[row, at:end] = torch.tensor(wanted[:-1], dtype=torch.int64)
+                positions[row, at:end], owners[row, at:end] = torch.arange(group.start, group.start + end - at), part
+                places.append((number, wanted, row, [group.start - 1, *range(at, end)]))
+                at = end
+        context = model.context(positions.to(device))
+        if any(len(group.wanted) > 1 for group in batch):
+            seen = (owners.unsqueeze(1) == owners.unsqueeze(2)) | (owners.unsqueeze(1) == 0)
+            context = replace(context, mask=(seen & (positions.unsqueeze(1) <= positions.unsqueeze(2))).to(device))
+        x = model.model.embed_tokens(ids.to(device))
+        for block in model.model.layers[: model.config.num_hidden_layers]:
+            x, _ = block(x, context)
+        states = model.model.norm(x)
+        self.computed.tokens += sum(group.width for group in batch)
+        self.computed.padding += sum(width - group.width for group in batch)
+        self._read([(number, wanted, [states[row, columns]]) for number, wanted, row, columns in places], found)
+
+    # ------------------------------------------------------------------ over the paged cache: a common beginning, then bodies, then tails
+
+    def _run_family(self, family: list[_Group], shared: int, found: list[TokenScores | None]) -> None:
+        prefix = self._run_prefix(family[0].body[:shared])
+        held: list[int] = []
         tails: list[_Tail] = []
+        try:
+            for batch, blocks in self._batches(family, shared):
+                if tails and blocks > self._engine.pool.num_free:
+                    self._run_tails(tails, found, held)
+                self._run_bodies(batch, prefix, shared, found, held, tails)
+                waiting = sum(len(tail.tokens) - tail.start for tail in tails)
+                if waiting > self._budget or 2 * self._engine.pool.num_free < self._engine.pool.num_blocks or not tails:
+                    self._run_tails(tails, found, held)
+            self._run_tails(tails, found, held)
+        finally:
+            self._engine.pool.release(held)
+
+    def _run_bodies(
+        self, batch: list[_Group], prefix: Row | None, shared: int, found: list[TokenScores | None], held: list[int], tails: list[_Tail]
+    ) -> None:
+        """The bodies of a batch; what is left of several choices joins `tails`, whose blocks `held` keeps."""
+        width = max(len(group.body) for group in batch)
+        rows = [self._row(group.body, width, shared, [] if prefix is None else prefix.blocks, held) for group in batch]
+        ends: list[_End] = []
         for group, row, own in zip(batch, rows, self._forward(rows, [len(group.body) for group in batch]), strict=True):
-            if len(group.members) == 1:
-                number = group.members[0]
-                ends.append((number, list(requests[number][0][group.start :]), [own[group.start - 1 - shared : len(group.body) - shared]]))
+            if len(group.wanted) == 1:
+                number, wanted = group.wanted[0]
+                ends.append((number, wanted, [own[group.start - 1 - shared : len(group.body) - shared]]))
                 continue
             first = own[len(group.body) - 1 - shared].unsqueeze(0)
-            for number in group.members:
-                tokens = list(requests[number][0])
-                if len(tokens) - group.start == 1:
-                    ends.append((number, tokens[group.start :], [first]))
+            for number, wanted in group.wanted:
+                if len(wanted) == 1:
+                    ends.append((number, wanted, [first]))
                 else:
-                    tails.append(_Tail(self._tail(row, tokens[:-1], group.start, held), number, tokens[group.start :], first))
-        ends += self._run_tails(tails, held)
-        for start in range(0, len(ends), 256):
-            self._read(ends[start : start + 256], found)
+                    tails.append(_Tail(row, number, [*group.body, *wanted], group.start, first))
+        self._read(ends, found)
 
-    def _run_alone(
-        self, batch: list[_Group], requests: Sequence[tuple[Sequence[int], int]], width: int, found: list[TokenScores | None]
-    ) -> None:
-        """Texts that share nothing need no cache: plain causal attention over the whole batch."""
-        model = self._engine.model
-        ids = torch.tensor([group.body + [0] * (width - len(group.body)) for group in batch], device=model.head_weight.device)
-        states = model(ids).hidden
-        self.computed.tokens += sum(len(group.body) for group in batch)
-        self.computed.padding += sum(width - len(group.body) for group in batch)
-        self._read(
-            [
-                (group.members[0], list(requests[group.members[0]][0][group.start :]), [own[group.start - 1 : len(group.body)]])
-                for group, own in zip(batch, states, strict=True)
-            ],
-            found,
-        )
-
-    def _run_tails(self, tails: list[_Tail], held: list[int]) -> list[tuple[int, list[int], list[Tensor]]]:
-        """What the tails of several choices give; widths are rounded up, so that many run together."""
-        if not tails:
-            return []
-        lengths = [len(tail.row.tokens) for tail in tails]
-        for tail in tails:
-            tail.row.tokens += [0] * (-(len(tail.row.tokens) - tail.row.computed) % _ROUND)
-            self._grow(tail.row, held)
-        states = self._forward([tail.row for tail in tails], lengths)
-        return [(t.number, t.wanted, [t.first, own[: len(t.wanted) - 1]]) for t, own in zip(tails, states, strict=True)]
+    def _run_tails(self, tails: list[_Tail], found: list[TokenScores | None], held: list[int]) -> None:
+        """Scores what waits, widths rounded up so that many run together, and gives all blocks back."""
+        tails.sort(key=lambda tail: (-(-(len(tail.tokens) - 1 - tail.start) // _ROUND), tail.start))
+        while tails:
+            width, count = -(-(len(tails[0].tokens) - 1 - tails[0].start) // _ROUND) * _ROUND, 0
+            while count < len(tails) and len(tails[count].tokens) - 1 - tails[count].start <= width:
+                if count and (count + 1) * max(width * 8, tails[count].start + width) > _KEYS:
+                    break
+                count += 1
+            some, own = tails[:count], list[int]()
+            del tails[:count]
+            rows = [self._tail(tail.owner, tail.tokens[:-1], tail.start, width, own) for tail in some]
+            try:
+                states = self._forward(rows, [len(tail.tokens) - 1 for tail in some])
+            finally:
+                self._engine.pool.release(own)
+            parts = [[tail.first, one[: len(tail.tokens) - 1 - tail.start]] for tail, one in zip(some, states, strict=True)]
+            self._read([(t.number, t.tokens[t.start :], part) for t, part in zip(some, parts, strict=True)], found)
+        self._engine.pool.release(held)
+        held.clear()
 
     def _forward(self, rows: list[Row], lengths: list[int]) -> list[Tensor]:
         """States of the rows' tokens from `computed` on, at most `budget` positions of a row at a time."""
@@ -241,8 +298,10 @@ class Scorer:
             self.computed.padding += len(row.tokens) - length
         return [part[0] if len(part) == 1 else torch.cat(part) for part in parts]
 
-    def _read(self, ends: list[tuple[int, list[int], list[Tensor]]], found: list[TokenScores | None]) -> None:
+    def _read(self, ends: list[_End], found: list[TokenScores | None]) -> None:
         """Logits at the scored places, a slice at a time."""
+        if not ends:
+            return
         hidden = torch.cat([part for _, _, parts in ends for part in parts])
         wanted = torch.tensor([token for _, tokens, _ in ends for token in tokens], device=hidden.device)
         step = max(1, _LOGIT_BYTES // (4 * self._engine.model.config.vocab_size))
@@ -268,10 +327,10 @@ class Scorer:
         self._grow(row, held)
         return row
 
-    def _tail(self, owner: Row, tokens: list[int], computed: int, held: list[int]) -> Row:
+    def _tail(self, owner: Row, tokens: list[int], computed: int, width: int, held: list[int]) -> Row:
         """A row over the owner's full blocks and a copy of the one that the context fills in part."""
         full = computed // self._size
-        row = self._row(tokens, len(tokens), computed, owner.blocks[:full], held)
+        row = self._row(tokens, computed + width, computed, owner.blocks[:full], held)
         if computed % self._size:
             values = self._engine.storage.values
             values[:, row.blocks[full]] = values[:, owner.blocks[full]]

@@ -17,7 +17,19 @@ from typing import Any, ClassVar
 from rorqual.errors import ConfigError, DataError
 from rorqual.eval.data import Row, check_rows, find, read_rows
 
-__all__ = ["Attempt", "ChoiceTask", "GenerationTask", "Item", "Judgement", "LastWordTask", "Row", "Task", "Tools"]
+__all__ = [
+    "Attempt",
+    "ChoiceTask",
+    "GenerationTask",
+    "Item",
+    "Judgement",
+    "LastWordTask",
+    "Row",
+    "Task",
+    "Tools",
+    "prompts_hash",
+    "template_hash",
+]
 
 
 @dataclass(frozen=True)
