@@ -1,0 +1,31 @@
+"""Processes below one: seen, measured, ended."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from rorqual.eval.isolation import processes
+
+_CODE = """
+import subprocess, sys, time
+from rorqual.eval.isolation import confine, processes
+import os
+confine.adopt_orphans()
+subprocess.Popen(["/bin/sh", "-c", "(setsid sleep 60 &) ; (sleep 60 &) ; exit 3"]).wait
+time.sleep(0.3)
+below = list(processes.below(os.getpid()))
+ended = processes.end_all()
+print(len(below), sorted(os.waitstatus_to_exitcode(one) for one in ended.values()), processes.children(os.getpid()))
+"""
+
+
+def test_orphans_are_ended_and_collected():
+    done = subprocess.run([sys.executable, "-c", _CODE], capture_output=True, text=True, check=True)
+    assert done.stdout == "3 [-9, -9, 3] []\n"
+
+
+def test_sizes():
+    assert processes.resident(os.getpid()) > 1 << 20 and processes.resident(2**22 - 1) == 0
+    assert processes.count_of(os.getuid()) >= 1 and processes.children(2**22 - 1) == []
