@@ -160,12 +160,18 @@ class _Renderer:
         elif self.thinking:
             out.control(special.THINK_BEGIN, "assistant")
             out.text("\n", "assistant", "control")
-        elif self.style == "r1" and not self.official:  # an empty block: the way to have R1 answer at once
-            out.control(special.THINK_BEGIN, "assistant")
-            out.text("\n\n", "assistant", "control")
-            out.control(special.THINK_END, "assistant")
-            out.text("\n\n", "assistant", "control")
+        elif self.style == "r1" and not self.official:
+            self._empty_reasoning()
         return self.thinking
+
+    def _empty_reasoning(self) -> None:
+        """The way to have R1 answer at once."""
+        out = self.out
+        out.control(special.THINK_BEGIN, "assistant")
+        out.text("\n\n", "assistant", "control")
+        out.control(special.THINK_END, "assistant")
+        out.text("\n\n", "assistant", "control")
+        out.flush()
 
     def _assistant(self, message: dict[str, Any], current: bool) -> None:
         out, calls = self.out, message["tool_calls"]
@@ -175,7 +181,7 @@ class _Renderer:
         self._close_outputs("assistant")
         content = message["content"] if self.official and (calls or continues) else self._without_reasoning(message["content"])
         if not continues and not (self.official and calls and self.any_call):
-            self._open_answer(message["reasoning"] if current else "")
+            self._open_answer(message["reasoning"] if current else "", current)
         elif current and message["reasoning"] and self.thinking and not self.official:
             self._reasoning(message["reasoning"], opened=False)
         if not (self.official and calls and self.any_call):
@@ -186,19 +192,24 @@ class _Renderer:
             out.control(special.TOOL_CALLS_END, "assistant", "calls")
         out.control(special.EOS, "assistant", "end")
 
-    def _open_answer(self, reasoning: str) -> None:
+    def _open_answer(self, reasoning: str, current: bool) -> None:
         keep = bool(reasoning) and self.thinking and not self.official
         self.out.control(special.ASSISTANT, "assistant")
         if keep:
             self._reasoning(reasoning, opened=True)
         elif self.style == "v3.1":
             self.out.control(special.THINK_END, "assistant")
+        elif current and self.style == "r1" and not self.thinking and not self.official:  # as its prompt ended
+            self._empty_reasoning()
 
     def _reasoning(self, reasoning: str, opened: bool) -> None:
         """A reasoning block; `opened` where its first token is the prompt's, not the model's."""
         out, gap = self.out, "" if self.style == "v3.1" else "\n"
         out.control(special.THINK_BEGIN, "assistant", "control" if opened else "reasoning")
-        out.text(gap + reasoning.strip("\n") + gap, "assistant", "reasoning")
+        out.text(gap, "assistant", "control" if opened else "reasoning")
+        if opened:
+            out.flush()
+        out.text(reasoning.strip("\n") + gap, "assistant", "reasoning")
         out.control(special.THINK_END, "assistant", "reasoning")
         out.text(2 * gap, "assistant")
 

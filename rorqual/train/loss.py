@@ -47,6 +47,14 @@ def mtp_targets(targets: Int[Tensor, "b s"], segment_ids: Int[Tensor, "b s"] | N
     return shifted.masked_fill(segment_ids[:, :-ahead] != segment_ids[:, ahead:], NO_TARGET)
 
 
+def segment_positions(segment_ids: Int[Tensor, "b s"]) -> Int[Tensor, "b s"]:
+    """Place of each token in its own sample: every packed sample begins at position 0, as it does alone."""
+    place = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand(segment_ids.shape)
+    begins = torch.ones_like(segment_ids, dtype=torch.bool)
+    begins[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
+    return place - torch.where(begins, place, 0).cummax(dim=1).values
+
+
 def sequence_weights(
     targets: Int[Tensor, "b s"], num_targets: int, segment_ids: Int[Tensor, "b s"] | None, token_mask: Bool[Tensor, "b s"] | None
 ) -> SequenceWeights:
@@ -83,7 +91,8 @@ def compute_loss(
     scale = 1.0 / max(num_targets, 1)
     depth = model.config.num_nextn_predict_layers if mtp_loss_weight else 0
     sequences = sequence_weights(targets, num_targets, segment_ids, token_mask) if aux_loss_alpha else None
-    out = model(input_ids, segment_ids=segment_ids, token_mask=token_mask, mtp=depth > 0, sequences=sequences)
+    positions = None if segment_ids is None else segment_positions(segment_ids)
+    out = model(input_ids, positions=positions, segment_ids=segment_ids, token_mask=token_mask, mtp=depth > 0, sequences=sequences)
     head = model.head_weight
     loss, main = ops.linear_cross_entropy(out.hidden.flatten(0, 1), head, targets.reshape(-1), scale)
     mtp = torch.zeros_like(main)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,8 +20,8 @@ from rorqual.checkpoint import resume
 from rorqual.errors import CheckpointError, ConfigError, DeviceError
 from rorqual.model.transformer import CausalLM
 from rorqual.train.ema import EMA
-from rorqual.train.hyperparams import RunConfig, TrainConfig
-from rorqual.train.optim import AdamW
+from rorqual.train.hyperparams import RunConfig
+from rorqual.train.optim import AdamW, AdamWConfig
 
 
 @dataclass
@@ -90,7 +91,16 @@ class TrainState:
         self.position = Position(**{key: stored[key] for key in asdict(Position())})
 
 
-def choose_device(config: TrainConfig) -> tuple[torch.device, torch.dtype]:
+class DeviceChoice(Protocol):
+    """What names a device and a compute dtype; TrainConfig is one."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+
+
+def choose_device(config: DeviceChoice) -> tuple[torch.device, torch.dtype]:
     """Device and compute dtype: CUDA in BF16 where there is a CUDA device, else the CPU in FP32 (design section 4)."""
     name = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     device = torch.device(name)
@@ -114,6 +124,13 @@ def build(run: RunConfig, device: torch.device, dtype: torch.dtype, start: Mappi
         model.init_weights(run.train.seed)
     else:
         load_weights(model, start)
+    optimizer = optimizer_for(model, run.train.optimizer, device, dtype)
+    ema = None if run.train.ema_decay is None else EMA(optimizer.master, run.train.ema_decay)
+    return TrainState(model, optimizer, ema, Position())
+
+
+def optimizer_for(model: CausalLM, config: AdamWConfig, device: torch.device, dtype: torch.dtype) -> AdamW:
+    """Moves a model to its device and compute dtype; the optimiser over all of it keeps FP32 masters."""
     model.to(device)
     masters: dict[str, Tensor] = {}
     if dtype != torch.float32:
@@ -121,9 +138,7 @@ def build(run: RunConfig, device: torch.device, dtype: torch.dtype, start: Mappi
         model.to(dtype)
         if model.lm_head is not None:
             model.lm_head.weight.data = masters["lm_head.weight"].clone()
-    optimizer = AdamW(model.named_parameters(), run.train.optimizer, masters)
-    ema = None if run.train.ema_decay is None else EMA(optimizer.master, run.train.ema_decay)
-    return TrainState(model, optimizer, ema, Position())
+    return AdamW(model.named_parameters(), config, masters)
 
 
 @torch.no_grad()

@@ -1,0 +1,66 @@
+"""The folder of a post-training run: config.json  lineage.json  metrics.jsonl  samples/  checkpoints/  tokenizer/  adapter/  hf/  lock
+
+Its `hf`, or `adapter` over the base model, is what generate, chat, serve, eval and export take. It is held, never overwritten
+without being asked and resumed as a pre-training run is (train.rundir).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rorqual.errors import ConfigError, RunError
+from rorqual.train.records import changes, from_plain, to_plain
+from rorqual.train.rundir import CONTENTS, RunFolder, write_atomic
+
+T = TypeVar("T")
+
+OWN = (*CONTENTS, "samples", "tokenizer", "adapter")
+
+
+class TuningFolder(RunFolder):
+    """A post-training run held by this process; use it as a context."""
+
+    adapter = property(lambda self: self.path / "adapter")
+    hf = property(lambda self: self.path / "hf")
+    samples = property(lambda self: self.path / "samples")
+    tokenizer = property(lambda self: self.path / "tokenizer")
+
+    def __enter__(self) -> TuningFolder:
+        super().__enter__()
+        return self
+
+    def open(self, config: Any, lineage: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+        """Begins a new run, or checks that the one to be resumed has the same configuration."""
+        if resume:
+            changed = changes(read_tuning(self.path, type(config)), config)
+            if changed:
+                listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items())
+                raise ConfigError(
+                    f"cannot resume {self.path} with a changed configuration: {listed}; resume without the change, or choose another --out"
+                )
+            return
+        self.check_replaceable(overwrite)
+        if self.holds_run():
+            for name in OWN:
+                target = self.path / name
+                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        write_atomic(self.lineage, json.dumps(lineage, indent=2) + "\n")
+        write_atomic(self.config, json.dumps(to_plain(config), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_tuning(path: str | Path, cls: type[T]) -> T:
+    """The configuration of a post-training run; RunError where the folder holds none, or one of another kind."""
+    file = Path(path) / "config.json"
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path} holds no run to resume: it has no config.json; start one without --resume") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {file}: {error}") from error
+    kind = getattr(cls, "kind", None)
+    if not isinstance(raw, dict) or raw.get("kind") != kind:
+        raise RunError(f"{path} is no run of kind {kind!r}; choose another --out")
+    return from_plain(cls, raw)

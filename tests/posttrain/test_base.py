@@ -1,0 +1,61 @@
+"""Where post-training starts: a model folder, a run's export, a run's newest checkpoint; everything else is refused with a reason."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from rorqual.checkpoint import hf
+from rorqual.errors import CheckpointError
+from rorqual.posttrain.base import open_base
+from rorqual.tokenizer import bpe
+from rorqual.train.trainer import train
+from tests.posttrain.tiny_chat import TEXTS, write_model
+from tests.train.tiny_run import TinyData, tiny_run
+
+
+def test_a_model_folder_and_a_runs_export(tmp_path: Path):
+    model = write_model(tmp_path)
+    base = open_base(model)
+    assert base.stored == "fp32" and base.tokenizer().vocab_size <= 320 and not base.checkpoint
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    shutil.copytree(model, run / "hf")
+    again = open_base(run)
+    assert again.folder == run / "hf" and again.fingerprint() == base.fingerprint()
+    assert torch.equal(again.load().model.norm.weight, base.load().model.norm.weight)
+    assert base.load("bf16").model.norm.weight.dtype == torch.bfloat16
+    half = hf.export(base.load(), base.tokenizer_folder, tmp_path / "half", dtype="bf16")
+    assert open_base(half).stored == "bf16" and open_base(half).fingerprint() != base.fingerprint()
+
+
+def test_a_run_without_an_export_gives_its_newest_checkpoint(tmp_path: Path):
+    train(tiny_run(2, model={"vocab_size": 320}), tmp_path / "run", data=TinyData(), progress=False, ceiling_gflops=1.0)
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
+        open_base(tmp_path / "run")
+    bpe.train(TEXTS, 320, tmp_path / "run" / "tokenizer")
+    base = open_base(tmp_path / "run")
+    assert base.checkpoint and base.config.vocab_size == 320 and base.load().lm_head is not None
+    with pytest.raises(CheckpointError, match="export it with --to fp8"):
+        base.load("fp8")
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="is not a folder"):
+        open_base(tmp_path / "absent")
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        open_base(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "adapter").mkdir()
+    with pytest.raises(CheckpointError, match="merge it first: rorqual export"):
+        open_base(tmp_path)
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path):
+    model = write_model(tmp_path, vocab_size=280)
+    with pytest.raises(CheckpointError, match="belongs to another model"):
+        open_base(model).tokenizer()
