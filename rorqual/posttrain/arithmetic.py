@@ -1,0 +1,130 @@
+r"""Worked arithmetic for fine-tuning and reinforcement learning, in sets that share no question.
+
+The problems are those of the corpus (data.synthetic): a question, steps that are all true, an answer. As a conversation the steps become
+the reasoning and the answer stands in \boxed{}, as the report asks of maths (section 5.2.1). A question's set is decided by its hash,
+so what is learned by example, what is learned by reward and what is only measured never meet, whatever the seed and the count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rorqual.data import synthetic
+from rorqual.errors import ConfigError
+from rorqual.train.rundir import write_atomic
+
+Split = Literal["sft", "rl", "heldout"]
+SPLITS: tuple[Split, ...] = ("sft", "rl", "heldout")
+_SHARES = (60, 30, 10)  # per cent of all questions
+_KINDS = {
+    "addition": r"What is \d+ \+ \d+\?", "subtraction": r"What is \d+ - \d+\?", "multiplication": r"What is \d+ \* \d+\?",
+    "remainder": r"What is the remainder of .*", "chain": r"What is \d+(?: [+-] \d+){2,}\?", "precedence": r"What is .*[(*].*[+*].*\?|What is \d+ \+ \d+ \* \d+\?",
+    "comparison": r"Which is larger, .*", "story": r".* How many .*",
+}  # fmt: skip
+KINDS = tuple(_KINDS)
+_PATIENCE = 2_000
+"""Documents in a row without a new question after which there are no more."""
+
+
+@dataclass(frozen=True)
+class Worked:
+    """A problem with its way of working."""
+
+    kind: str
+    question: str
+    steps: tuple[str, ...]
+    answer: str
+
+    @property
+    def largest(self) -> int:
+        """Digits of the longest number in the question."""
+        return max((len(number) for number in re.findall(r"\d+", self.question)), default=0)
+
+    def conversation(self) -> dict[str, Any]:
+        """One line of fine-tuning data: the steps as reasoning."""
+        answer = {"role": "assistant", "reasoning_content": "\n".join(self.steps), "content": f"\\boxed{{{self.answer}}}"}
+        return {"messages": [{"role": "user", "content": self.question}, answer]}
+
+    def problem(self) -> dict[str, Any]:
+        """One line of a file of problems (posttrain.problems)."""
+        return {
+            "id": key_of(self.question),
+            "messages": [{"role": "user", "content": self.question}],
+            "answer": self.answer,
+            "kind": "math",
+        }
+
+
+def key_of(question: str) -> str:
+    """Sixteen hexadecimal digits that stand for a question."""
+    return hashlib.blake2b(question.encode(), digest_size=8).hexdigest()
+
+
+def split_of(question: str) -> Split:
+    """The set that a question belongs to."""
+    draw = int(key_of(question), 16) % 100
+    return "sft" if draw < _SHARES[0] else "rl" if draw < _SHARES[0] + _SHARES[1] else "heldout"
+
+
+def problems_of(document: str) -> Iterator[Worked]:
+    """The problems of one document of the corpus."""
+    for text in document.split("\n\n"):
+        question, *steps, answer = text.strip().split("\n")
+        question = question.removeprefix("Question: ")
+        kind = next(kind for kind in ("chain", *KINDS) if re.fullmatch(_KINDS[kind], question))
+        yield Worked(kind, question, tuple(steps), answer.removeprefix("Answer: \\boxed{").removesuffix("}"))
+
+
+def questions_of(seed: int, count: int) -> set[str]:
+    """Questions of the first `count` documents of a seed: what a corpus has shown already."""
+    return {one.question for document in synthetic.documents(seed, count) for one in problems_of(document)}
+
+
+def draw(
+    split: Split, count: int, *, seed: int = 0, kinds: Collection[str] = KINDS, max_digits: int = 5, exclude: Collection[str] = ()
+) -> list[Worked]:  # fmt: skip
+    """`count` different problems of a set, in an order of the seed; `exclude` are questions to leave out.
+
+    ConfigError where the kinds and digits asked for have fewer.
+    """
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if split not in SPLITS or unknown or not kinds:
+        raise ConfigError(
+            f"split ({split!r}) must be one of {', '.join(SPLITS)}, kinds ({', '.join(unknown) or 'none'}) of {', '.join(KINDS)}"
+        )
+    found: dict[str, Worked] = {}
+    index = waited = 0
+    while len(found) < count:
+        before = len(found)
+        for one in problems_of(synthetic.document(seed, index)):
+            wanted = one.kind in kinds and one.largest <= max_digits and one.question not in exclude
+            if wanted and split_of(one.question) == split:
+                found.setdefault(one.question, one)
+        index, waited = index + 1, 0 if len(found) > before else waited + 1
+        if waited > _PATIENCE:
+            raise ConfigError(
+                f"only {len(found)} different questions of {', '.join(kinds)} with numbers of at most {max_digits} digits in the set {split!r}, {count} were asked for; ask for fewer, or allow more kinds or digits"
+            )
+    return list(found.values())[:count]
+
+
+def write_sets(
+    folder: str | Path, *, sft: int, rl: int, heldout: int, seed: int = 0, kinds: Collection[str] = KINDS, max_digits: int = 5,
+    exclude: Collection[str] = (),
+) -> dict[str, Path]:  # fmt: skip
+    """Writes sft.jsonl (conversations), rl.jsonl and heldout.jsonl (problems) of that many lines; {set: file}. `exclude` is kept from rl and heldout."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for split, count in zip(SPLITS, (sft, rl, heldout), strict=True):
+        made = draw(split, count, seed=seed, kinds=kinds, max_digits=max_digits, exclude=() if split == "sft" else exclude)
+        lines = [json.dumps(one.conversation() if split == "sft" else one.problem(), ensure_ascii=False) for one in made]
+        files[split] = folder / f"{split}.jsonl"
+        write_atomic(files[split], "\n".join(lines) + "\n")
+    return dict(files)
