@@ -121,10 +121,10 @@ def write_sets(
     """Writes sft.jsonl (conversations), rl.jsonl and heldout.jsonl (problems) of that many lines; {set: file}. `exclude` is kept from rl and heldout."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    files = {}
+    files: dict[str, Path] = {}
     for split, count in zip(SPLITS, (sft, rl, heldout), strict=True):
         made = draw(split, count, seed=seed, kinds=kinds, max_digits=max_digits, exclude=() if split == "sft" else exclude)
         lines = [json.dumps(one.conversation() if split == "sft" else one.problem(), ensure_ascii=False) for one in made]
         files[split] = folder / f"{split}.jsonl"
         write_atomic(files[split], "\n".join(lines) + "\n")
-    return dict(files)
+    return files
