@@ -78,12 +78,12 @@ class Launched:
                 if 0 < found.f_files and found.f_files - found.f_ffree > _INODES and found.f_blocks * found.f_frsize <= self.wanted["disk"]:
                     self.limit = self.limit or "disk"
 
-    def fault(self) -> str:
-        """Why the program was never started, "" if it was."""
+    def fault(self, ended: dict[int, int]) -> str:
+        """Why the program was never started, "" if it was; `ended` are the statuses of collected processes."""
         said = _all_of(self.trouble).decode(errors="replace")
         if said:
             return said
-        if self.settings.mechanism == "bubblewrap" and not self.limit and "exit-code" not in self._reported():
+        if self.settings.mechanism == "bubblewrap" and os.WIFEXITED(ended[self.pid]) and "exit-code" not in self._reported():
             return f"bubblewrap did not start the program: {self.texts[1].decode(errors='replace').strip()[:300]}"
         return ""
 

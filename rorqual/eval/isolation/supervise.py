@@ -113,7 +113,13 @@ def _finished(one: Launched, ended: dict[int, int]) -> dict[str, Any]:
         limit = "cpu"
     if not limit and status == -signal.SIGXFSZ:
         limit = "file_size"
-    return {"returncode": status, "limit": limit, "stdout": _packed(one.texts[0]), "stderr": _packed(one.texts[1]), "fault": one.fault()}
+    return {
+        "returncode": status,
+        "limit": limit,
+        "stdout": _packed(one.texts[0]),
+        "stderr": _packed(one.texts[1]),
+        "fault": one.fault(ended),
+    }
 
 
 def _packed(text: bytes | bytearray) -> str:
