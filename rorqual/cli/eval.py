@@ -42,9 +42,7 @@ def main(argv: list[str]) -> int:
         return _harness(args)
     if args.data is None or not args.data.exists():
         raise ConfigError(f"--data ({args.data}) must be a folder or file with the tasks' data; the tasks say what they need")
-    if args.harness:
-        return _harness(args)
-    return _native(args)
+    return _harness(args) if args.harness else _native(args)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,6 +58,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", default="auto", metavar="auto|N", help="items scored together, or requests to a server at a time (default: auto)")
     add("--out", type=Path, metavar="FILE", help="result (default: eval-NAME.json); a run that was killed goes on from FILE.partial")
     add("--model", metavar="NAME", help="with a URL: the model's name there (default: the first that the server lists)")
+    add(
+        "--timeout",
+        type=_positive,
+        default=600,
+        metavar="SECONDS",
+        help="with a URL: silence after which a request has failed (default: 600)",
+    )
     add("--api-key-env", default="OPENAI_API_KEY", metavar="VAR", help="environment variable with the server's key, if it wants one")
     add("--chat", action="store_true", help="ask generating tasks as a user's message, in the model's chat format")
     add(
@@ -131,6 +136,8 @@ def _native(args: argparse.Namespace) -> int:
         raise ConfigError("--repeats asks for several answers of each item, and --temperature 0 makes them equal; use --temperature 0.7")
     if args.temperature < 0:
         raise ConfigError(f"--temperature ({args.temperature}) must be at least 0")
+    if args.out:
+        _free(args.out)
     tasks = [catalog.task(name) for name in catalog.expand(args.tasks)]
     ready = [(task, task.items(args.data, args.shots, args.limit)) for task in tasks]  # every file is refused before the model is loaded
     model = _model(args)
@@ -147,9 +154,7 @@ def _native(args: argparse.Namespace) -> int:
     }  # fmt: skip
     facts: dict[str, Any] = {"model": model.describe(), "settings": settings}
     facts["prompts"] = {task.name: [task.version, prompts_hash(items)] for task, items in ready}
-    out = args.out or Path(f"eval-{_safe(model.name)}.json")
-    if out.exists():
-        raise ConfigError(f"{out} is there already; name another file with --out, or remove it")
+    out = args.out or _free(Path(f"eval-{_safe(model.name)}.json"))
     began, tools, found = time.monotonic(), Tools(), {}
     with results.Progress(out, facts) as progress, _Bars() as bars:
         for task, items in ready:
@@ -160,13 +165,28 @@ def _native(args: argparse.Namespace) -> int:
             "rorqual": _version(), "tasks": found,
         }  # fmt: skip
         results.write(out, value)
-        progress.finish()
+        failed = {name: int(one["failed"]) for name, one in found.items() if one["failed"]}
+        if not failed:
+            progress.finish()
     print(_table(found, args.published))
     print(f"\n{out}", file=sys.stderr)
-    failed = sum(int(one["failed"]) for one in found.values())
+    for name, count in failed.items():
+        reason = next(item["failed"] for item in found[name]["items"] if "failed" in item)
+        print(
+            f"rorqual: {name}: {count} of {found[name]['n']} items got no answer and are in no mean; the first: {reason}", file=sys.stderr
+        )
     if failed:
-        print(f"rorqual: {failed} items got no answer from the model and are in no mean; {out} says why", file=sys.stderr)
+        print("rorqual: the same command again asks for these alone", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _free(out: Path) -> Path:
+    """The result's place; ConfigError where a whole one lies there. One with failed items may be completed."""
+    from rorqual.eval import results
+
+    if out.exists() and not results.partial(out).exists():
+        raise ConfigError(f"{out} is there already; name another file with --out, or remove it")
+    return out
 
 
 def _shots(args: argparse.Namespace, task: Task) -> dict[str, Any]:
@@ -202,7 +222,7 @@ def _server(args: argparse.Namespace) -> Model:
     from rorqual.eval.remote import ServerModel
     from rorqual.inference.client import Client
 
-    client = Client(args.target, api_key=os.environ.get(args.api_key_env))
+    client = Client(args.target, api_key=os.environ.get(args.api_key_env), timeout=float(args.timeout))
     name = args.model
     if name is None:
         listed = client.get("/models").get("data")
@@ -219,14 +239,16 @@ def _harness(args: argparse.Namespace) -> int:
 
     names = catalog.expand(args.tasks)
     tasks = [catalog.task(name) for name in names] if args.data else []
+    if args.out:
+        _free(args.out)
     model = _model(args)
     if not isinstance(model, EngineModel):
         raise ConfigError("--harness evaluates a model folder; lm-eval itself has `local-completions` for servers")
+    out = args.out or _free(Path(f"lm-eval-{_safe(model.name)}.json"))
     if args.data:
         found = harness.evaluate(model, tasks, args.data, shots=args.shots, limit=args.limit, seed=args.seed)
     else:
         found = harness.named(model, names, shots=args.shots, limit=args.limit, seed=args.seed)
-    out = args.out or Path(f"lm-eval-{_safe(model.name)}.json")
     results.write(out, {"model": model.describe(), "harness": found["harness"], "tasks": found["tasks"]})
     rows = [
         [name, metric, f"{one['value']:.4f}", f"{one['stderr']:.4f}", str(one["n"])]
@@ -257,16 +279,16 @@ def _table(found: dict[str, Any], with_published: bool) -> str:
 
     rows = []
     for name, part in found.items():
-        for metric, one in part["metrics"].items():
+        rates = [f"{part['truncated_rate']:.1%}", f"{part['unparseable_rate']:.1%}", str(part["failed"] + part["undecided"])]
+        for metric, one in (part["metrics"] or {"-": {"value": None, "stderr": None, "n": 0}}).items():
             counts = f"{one['n']}/{part['n']}" if one["n"] != part["n"] else str(one["n"])
-            rows.append([name, metric, str(part["shots"]), _number(one["value"]), _number(one["stderr"]), counts,
-                         f"{part['truncated_rate']:.1%}", f"{part['unparseable_rate']:.1%}"])  # fmt: skip
-    text = table(rows, ["task", "metric", "shots", "value", "stderr", "items", "truncated", "unparseable"])
+            rows.append([name, metric, str(part["shots"]), _number(one["value"]), _number(one["stderr"]), counts, *rates])
+    text = table(rows, ["task", "metric", "shots", "value", "stderr", "items", "truncated", "unparseable", "unjudged"])
     return text + ("\n\n" + published.beside(found) if with_published else "")
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None or value != value else f"{value:.4f}"
+    return "-" if value is None or value != value else f"{value:.4f}" if abs(value) < 1e5 else f"{value:.4g}"
 
 
 class _Bars:

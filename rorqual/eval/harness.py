@@ -8,15 +8,17 @@ itself; without a data folder the names are lm-eval's own tasks, whose data come
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rorqual.errors import ConfigError, MissingExtraError
+from rorqual.eval import metrics
 from rorqual.eval.models import Asking, EngineModel, Failure, Likelihood, TextScore
 from rorqual.eval.task import ChoiceTask, GenerationTask, LastWordTask, Row, Task, Tools
-from rorqual.tokenizer.special import THINK_END
 
 try:
     import lm_eval
@@ -137,26 +139,37 @@ def evaluate(
 ) -> dict[str, Any]:
     """Our tasks through lm-eval: {"harness": version, "tasks": {name: {"metrics": ..., "items": ...}}}; nothing is downloaded."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from lm_eval.tasks import TaskManager
-
     found: dict[str, Any] = {}
     for task in tasks:
         count = task.shots if shots is None else shots
-        result = lm_eval.simple_evaluate(
-            model=HarnessModel(model, seed=seed), tasks=[_as_theirs(task, data, count)], limit=limit, bootstrap_iters=0,
-            task_manager=TaskManager(include_defaults=False), log_samples=True,
-        )  # fmt: skip
+        with _only_errors():
+            theirs = _as_theirs(task, data, count)
+            result = lm_eval.evaluate(
+                lm=HarnessModel(model, seed=seed), task_dict={task.name: theirs}, limit=limit, bootstrap_iters=0, log_samples=True
+            )
         found[task.name] = _read(task, result, count)
     return {"harness": f"lm-eval {lm_eval.__version__}", "tasks": found}
+
+
+@contextmanager
+def _only_errors() -> Iterator[None]:
+    """lm-eval warns of each field that it fills by itself."""
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def named(model: EngineModel, names: Sequence[str], *, shots: int | None = None, limit: int | None = None, seed: int = 0) -> dict[str, Any]:
     """lm-eval's own tasks by their names there; it fetches their data."""
     result = lm_eval.simple_evaluate(model=HarnessModel(model, seed=seed), tasks=list(names), num_fewshot=shots, limit=limit)
     tasks = {}
-    for name, metrics in result["results"].items():
+    for name, values in result["results"].items():
         n = result["n-samples"].get(name, {}).get("effective", 0)
-        tasks[name] = {"metrics": _metrics(metrics, n), "n": n, "shots": result["n-shot"].get(name)}
+        tasks[name] = {"metrics": _metrics(values, n), "n": n, "shots": result["n-shot"].get(name)}
     return {"harness": f"lm-eval {lm_eval.__version__}", "tasks": tasks}
 
 
@@ -224,18 +237,23 @@ def _read(task: Task, result: dict[str, Any], shots: int) -> dict[str, Any]:
     for one in samples:
         record: dict[str, Any] = {"id": one["doc"]["_id"], "prompt": one["arguments"][0][0]}
         if isinstance(task, GenerationTask):
-            record["outputs"] = [answer.rpartition(THINK_END)[2] for answer in one["resps"][0]]
+            record["outputs"] = list(one["resps"][0])
         else:
             record["logprobs"] = [float(part[0][0]) for part in one["resps"]]
         record["scores"] = {name: float(one[name]) for name in one["metrics"] if isinstance(one.get(name), int | float)}
         items.append(record)
-    return {"shots": shots, "n": len(items), "metrics": _metrics(result["results"][task.name], len(items)), "items": items}
+    shown = {}
+    for name, value in _metrics(result["results"][task.name], len(items)).items():  # lm-eval's standard errors are of these formulas
+        scores = [one["scores"][name] for one in items if name in one["scores"]]
+        error = metrics.perplexity([one["logprobs"][0] for one in items]) if name == "perplexity" else metrics.mean(scores)
+        shown[name] = {**value, "stderr": error.stderr}
+    return {"shots": shots, "n": len(items), "metrics": shown, "items": items}
 
 
 def _metrics(found: dict[str, Any], n: int) -> dict[str, Any]:
     """lm-eval's "acc,none" and "acc_stderr,none" as value and standard error."""
     out = {}
-    for name, value in found.items():
+    for name, value in sorted(found.items()):
         metric, _, kind = name.partition(",")
         if kind and not metric.endswith("_stderr") and isinstance(value, int | float):
             error = found.get(f"{metric}_stderr,{kind}")

@@ -45,7 +45,7 @@ def wilson(right: float, n: int, z: float = Z95) -> tuple[float, float]:
     p, square = right / n, z * z
     centre = (p + square / (2 * n)) / (1 + square / n)
     half = z * math.sqrt(p * (1 - p) / n + square / (4 * n * n)) / (1 + square / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, centre - half) if right else 0.0, min(1.0, centre + half) if right < n else 1.0
 
 
 def bootstrap(

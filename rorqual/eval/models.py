@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Protocol
+
+import torch
 
 from rorqual.errors import ConfigError, DataError, NonFiniteError, TokenizerError
 from rorqual.eval.encode import Encoder, fitted, windows
@@ -25,7 +27,10 @@ from rorqual.tokenizer.special import THINK_END
 
 MOST_CACHED = 64
 """Requests that a call hands to the engine at a time."""
+MOST_WINDOWS = 32
+"""Windows of texts that are scored between two looks at the progress."""
 _ALIKE = 64
+_SAMPLE = 64
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,13 @@ class Model(Protocol):
         """Of each (context, continuation)."""
         ...
 
-    def text_scores(self, texts: Sequence[str], stride: int | None = None) -> list[TextScore | Failure]:
-        """Of each whole document; `stride` tokens are scored by each window after the first (None: half a window)."""
+    def text_scores(
+        self, texts: Sequence[str], stride: int | None = None, told: Callable[[float], None] | None = None
+    ) -> list[TextScore | Failure]:
+        """Of each whole document; `stride` tokens are scored by each window after the first (None: half a window).
+
+        `told` hears from time to time which share of them is done.
+        """
         ...
 
     def generate(self, prompts: Sequence[tuple[str, str]], asking: Asking) -> Iterator[tuple[int, list[Generation] | Failure]]:
@@ -130,8 +140,18 @@ class EngineModel:
         return {
             "kind": "engine", "name": self.name, "tokenizer_sha256": self.tokenizer.fingerprint, "window": self.window,
             "bos": bool(self.encoder.start), "dtype": str(self.engine.model.model.norm.weight.dtype).removeprefix("torch."),
-            "config_sha256": hashlib.sha256(repr(config).encode()).hexdigest(),
+            "config_sha256": hashlib.sha256(repr(config).encode()).hexdigest(), "weights_sample_sha256": self._weights,
         }  # fmt: skip
+
+    @cached_property
+    def _weights(self) -> str:
+        """SHA-256 of names, shapes and the first and last 64 numbers of every tensor: another checkpoint has another one."""
+        digest = hashlib.sha256()
+        for name, tensor in self.engine.model.state_dict().items():
+            flat = tensor.detach().reshape(-1)
+            ends = torch.cat([flat[:_SAMPLE], flat[-_SAMPLE:]]).contiguous()
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + ends.view(torch.uint8).cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def computed(self) -> dict[str, int]:
         """Tokens that scoring ran so far."""
@@ -164,7 +184,9 @@ class EngineModel:
         requests += pieces
         return numbers, cut
 
-    def text_scores(self, texts: Sequence[str], stride: int | None = None) -> list[TextScore | Failure]:
+    def text_scores(
+        self, texts: Sequence[str], stride: int | None = None, told: Callable[[float], None] | None = None
+    ) -> list[TextScore | Failure]:
         """Of each whole document, by sliding windows; each token is scored exactly once."""
         requests: list[tuple[list[int], int]] = []
         owners: list[int] = []
@@ -174,8 +196,12 @@ class EngineModel:
                 requests.append(piece)
                 owners.append(number)
         values: list[list[float]] = [[] for _ in texts]
-        for owner, score in zip(owners, self.scorer.score(requests), strict=True):
-            values[owner] += score.logprobs
+        for start in range(0, len(requests), MOST_WINDOWS):
+            some = requests[start : start + MOST_WINDOWS]
+            for owner, score in zip(owners[start:], self.scorer.score(some), strict=False):
+                values[owner] += score.logprobs
+            if told is not None:
+                told((start + len(some)) / len(requests))
         return [
             TextScore(self._finite(-math.fsum(logprobs)), len(text.encode()), len(logprobs))
             for text, logprobs in zip(texts, values, strict=True)

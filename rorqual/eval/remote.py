@@ -67,8 +67,10 @@ class ServerModel:
             raise _Odd("the continuation adds no token that could be scored")
         return Likelihood(math.fsum(value or 0.0 for value in values[start:]), all(best[start:]), len(tokens) - start)
 
-    def text_scores(self, texts: Sequence[str], stride: int | None = None) -> list[TextScore | Failure]:
-        """Of each whole document, which the server must take in one piece; `stride` is of no use here."""
+    def text_scores(
+        self, texts: Sequence[str], stride: int | None = None, told: Callable[[float], None] | None = None
+    ) -> list[TextScore | Failure]:
+        """Of each whole document, which the server must take in one piece; `stride` and `told` are of no use here."""
         return self._all([lambda text=text: self._text(text) for text in texts])  # type: ignore[misc]
 
     def _text(self, text: str) -> TextScore:

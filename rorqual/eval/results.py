@@ -1,7 +1,8 @@
 """What a run leaves: one JSON file, and until it is whole the records so far in a file beside it, from which a killed run goes on. No torch.
 
 OUT.json            written once, at the end, atomically
-OUT.json.partial    one line of facts about the run, then one line per finished item; a line that was cut short is dropped
+OUT.json.partial    one line of facts about the run, then one line per finished item; a line that was cut short is dropped; stays where
+                    items failed, so that the same command asks for these again
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from rorqual.eval.metrics import Estimate
 FORMAT = "rorqual-eval-1"
 
 
+def partial(out: Path) -> Path:
+    """Where the records of an unfinished run lie."""
+    return out.with_name(out.name + ".partial")
+
+
 class Progress:
     """Records of a run under way, by task and item id; `put` is on disk when it returns. Use it as a context manager.
 
@@ -26,7 +32,7 @@ class Progress:
     """
 
     def __init__(self, out: Path, facts: dict[str, Any]) -> None:
-        self.path = out.with_name(out.name + ".partial")
+        self.path = partial(out)
         self._facts = json.loads(json.dumps(facts))
         self.records: dict[str, dict[str, dict[str, Any]]] = {}
         self._file: IO[str] | None = None

@@ -1,4 +1,4 @@
-"""One task over one model: items in, records and metrics out, going on where a killed run stopped. No torch.
+"""One task over one model: items in, records and metrics out, going on where a killed run stopped.
 
 What could not be judged stays out of the means and is counted: `failed` where the model gave nothing, `undecided` where a checker could not
 tell, `unparseable` where no answer could be read from the text (that one scores 0), `truncated` where an answer or a context was cut.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,14 +20,15 @@ from rorqual.eval.task import ChoiceTask, GenerationTask, Item, Judgement, Task,
 from rorqual.eval.textbits import TextTask
 
 AUTO_BATCH = 256
-"""Items that a likelihood task scores together, and after which it writes."""
+AUTO_CHARACTERS = 400_000
+"""Items, and characters of their contexts, that a likelihood task scores together at most; then it writes."""
 
 Show = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may change. `max_tokens` None: the task's own; `batch` None: 256 items; `passes` are the k of pass@k."""
+    """What a user may change. `max_tokens` None: the task's own; `batch` None: up to 256 items; `passes` are the k of pass@k."""
 
     asking: Asking = Asking()
     max_tokens: int | None = None
@@ -38,37 +40,54 @@ class Options:
 def evaluate(
     task: Task, items: Sequence[Item], model: Model, progress: Progress, options: Options, tools: Tools, show: Show
 ) -> dict[str, Any]:
-    """Runs what is missing and returns the task's part of the run's file; `show` is called with items done and in all."""
-    known = progress.records.get(task.name, {})
-    todo = [item for item in items if item.id not in known]
-    done = len(items) - len(todo)
-    show(done, len(items))
+    """Runs what is missing and returns the task's part of the run's file; what failed before is asked for again.
+
+    `show` is called with what is done and what there is, in items, or in bytes where the items are texts.
+    """
+    known = {name for name, record in progress.records.get(task.name, {}).items() if "failed" not in record}
+    weights = {item.id: len(item.prompt.encode()) if isinstance(task, TextTask) else 1 for item in items}
+    done, total = sum(weights[item.id] for item in items if item.id in known), sum(weights.values())
+    show(done, total)
     if isinstance(task, GenerationTask):
         asking = replace(options.asking, max_tokens=options.max_tokens or task.max_tokens, stop=task.stop)
+        todo = [item for item in items if item.id not in known]
         if todo and task.runs_code:
             _ = tools.sandbox  # refused before the first item, not after it
         batches: Iterable[list[dict[str, Any]]] = _generated(task, todo, model, asking, tools)
     elif isinstance(task, TextTask):
-        batches = _texts(todo, model, options)
+        batches = _texts(items, known, model, options, lambda more: show(done + more, total))
     else:
-        batches = _scored(task, todo, model, options)
+        batches = _scored(task, items, known, model, options)
     for records in batches:
         progress.put(task.name, records)
-        done += len(records)
-        show(done, len(items))
+        done += sum(weights[record["id"]] for record in records)
+        show(done, total)
     records = [progress.records[task.name][item.id] for item in items]
     return summary(task, items, records, options)
+
+
+def _batches(items: Sequence[Item], known: AbstractSet[str], most: int) -> Iterator[Sequence[Item]]:
+    """Neighbours with something to do. The cuts do not depend on what is known, so a resumed run computes what a whole one does."""
+    start, size = 0, 0
+    for place, item in enumerate(items):
+        own = len(item.prompt) + (len(item.pairs[0][0]) if item.pairs else 0)
+        if place > start and (place - start == most or size + own > AUTO_CHARACTERS):
+            if any(one.id not in known for one in items[start:place]):
+                yield items[start:place]
+            start, size = place, 0
+        size += own
+    if any(one.id not in known for one in items[start:]):
+        yield items[start:]
 
 
 # ---------------------------------------------------------------------- likelihoods
 
 
-def _scored(task: Task, items: Sequence[Item], model: Model, options: Options) -> Iterator[list[dict[str, Any]]]:
-    size = options.batch or AUTO_BATCH
-    for start in range(0, len(items), size):
-        batch = items[start : start + size]
+def _scored(task: Task, items: Sequence[Item], known: AbstractSet[str], model: Model, options: Options) -> Iterator[list[dict[str, Any]]]:
+    for batch in _batches(items, known, options.batch or AUTO_BATCH):
         found = iter(model.likelihood([pair for item in batch for pair in item.pairs]))
-        yield [_scored_record(task, item, [next(found) for _ in item.pairs]) for item in batch]
+        records = [_scored_record(task, item, [next(found) for _ in item.pairs]) for item in batch]
+        yield [record for record in records if record["id"] not in known]
 
 
 def _scored_record(task: Task, item: Item, found: Sequence[Likelihood | Failure]) -> dict[str, Any]:
@@ -95,17 +114,19 @@ def _best(values: Sequence[float]) -> int:
     return max(range(len(values)), key=lambda place: (values[place], -place))
 
 
-def _texts(items: Sequence[Item], model: Model, options: Options) -> Iterator[list[dict[str, Any]]]:
-    size = options.batch or 8
-    for start in range(0, len(items), size):
-        batch = items[start : start + size]
+def _texts(
+    items: Sequence[Item], known: AbstractSet[str], model: Model, options: Options, told: Callable[[int], None]
+) -> Iterator[list[dict[str, Any]]]:
+    for batch in _batches(items, known, options.batch or 8):
+        size = sum(len(item.prompt.encode()) for item in batch if item.id not in known)
+        found = model.text_scores([item.prompt for item in batch], options.stride, lambda share, size=size: told(int(share * size)))  # type: ignore[misc]
         records: list[dict[str, Any]] = []
-        for item, found in zip(batch, model.text_scores([item.prompt for item in batch], options.stride), strict=True):
-            if isinstance(found, Failure):
-                records.append({"id": item.id, "failed": found.reason})
+        for item, one in zip(batch, found, strict=True):
+            if isinstance(one, Failure):
+                records.append({"id": item.id, "failed": one.reason})
             else:
-                records.append({"id": item.id, "nll": found.nll, "bytes": found.bytes, "tokens": found.tokens})
-        yield records
+                records.append({"id": item.id, "nll": one.nll, "bytes": one.bytes, "tokens": one.tokens})
+        yield [record for record in records if record["id"] not in known]
 
 
 # ---------------------------------------------------------------------- answers

@@ -227,8 +227,8 @@ class GenerationTask(Task):
 
 
 def template_hash(task: Task, items: Sequence[Item]) -> str:
-    """SHA-256 of what makes prompts: name, version, delimiters, stops, and the prompts of the first eight items."""
-    first = [[item.prompt, *map(list, item.pairs)] for item in items[:8]]
+    """SHA-256 of what makes prompts: name, version, delimiters, stops, and the first item's prompt with its shots."""
+    first = [[item.prompt, *map(list, item.pairs)] for item in items[:1]]
     stops = task.stop if isinstance(task, GenerationTask) else ()
     return _digest([task.name, task.version, task.target_delimiter, task.delimiter, list(stops), first])
 

@@ -1,7 +1,8 @@
 """A small client of an OpenAI-compatible server: JSON over HTTP with retries, nothing but the standard library. No torch.
 
 What may pass (429, 500, 502, 503, 504, a refused or broken connection, silence) is tried again with doubling pauses; what will not is an
-error at once. Every failure is a ServerError that says which URL, what came back and how often it was tried.
+error at once. Every failure is a ServerError that says which URL, what came back and how often it was tried. Once several requests in a
+row have failed after all their tries, the server counts as down and each further one gets a single try, until one succeeds.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rorqual.errors import ConfigError, RorqualError
 
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _MOST_BYTES = 256 * 2**20
+_DOWN = 8  # requests in a row that failed after all tries
 
 
 class ServerError(RorqualError):
@@ -62,6 +64,7 @@ class Client:
         self._timeout, self._retries, self._pause, self._sleep = timeout, retries, pause, sleep
         self._lock = threading.Lock()
         self.requests = self.retried = self.failed = 0
+        self._lost = 0
 
     def get(self, path: str) -> dict[str, Any]:
         """The object at `path` below the base."""
@@ -80,6 +83,7 @@ class Client:
                 if status == 200:
                     value = json.loads(raw)
                     if isinstance(value, dict):
+                        self._lost = 0
                         return value
                     problem = f"answered {type(value).__name__}, an object is required"
                 else:
@@ -90,11 +94,15 @@ class Client:
             except (ValueError, RecursionError):
                 problem = "answered with what is not JSON"
             again = status is None or status == 200 or status in PASSING
-            if not again or attempt == self._retries:
+            if not again or attempt == self._retries or self._lost >= _DOWN:
                 break
             self._count("retried")
             self._sleep(min(30.0, max(wait, self._pause * 2**attempt)))
         self._count("failed")
+        if again:
+            self._count("_lost")
+        else:
+            self._lost = 0
         tries = "once" if attempt == 0 else f"{attempt + 1} times"
         raise ServerError(f"{method} {self.url}{path} {problem}; tried {tries}", status)
 

@@ -108,6 +108,16 @@ def test_a_server_that_never_recovers_is_an_error_after_all_tries(serve):
     assert len(str(caught.value)) < 500 and len(pauses) == 2
 
 
+def test_a_server_that_is_down_gets_one_try_until_it_is_back(serve):
+    client, pauses = _client(serve(*[(500, b"")] * 18, OK, (500, b""), OK), retries=1)
+    for _ in range(10):
+        with pytest.raises(ServerError):
+            client.get("/x")
+    assert len(pauses) == 8 and client.failed == 10
+    assert client.get("/x") == {"ok": 1} and client.get("/x") == {"ok": 1}
+    assert len(pauses) == 9
+
+
 def test_nobody_there_and_silence():
     with socket.socket() as quiet:
         quiet.bind(("127.0.0.1", 0))
