@@ -52,7 +52,7 @@ def usable(config: ModelConfig, tensors: Mapping[str, Tensor]) -> str | None:
     ]
     if plain:
         return f"{plain[0]} is {tensors[plain[0]].dtype} on {tensors[plain[0]].device}; the compiled step takes FP32 in memory"
-    if "model.embed_tokens.weight" not in tensors or any("codes" in name for name in tensors):
+    if "model.embed_tokens.weight" not in tensors or any("codes" in name or ".lora_" in name for name in tensors):
         return "the weights are not stored as plain FP32 matrices"
     return None if config.kv_lora_rank else "the model has no latent attention"
 

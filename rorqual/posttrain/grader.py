@@ -108,7 +108,7 @@ def serve() -> None:
                 raise ValueError(f"task {name!r} is not allowed")
             if name not in sets:
                 sets[name] = reasoning_gym.create_dataset(name, size=1, seed=0)
-            reply = {"score": float(sets[name].score_answer(asked["answer"], entry=asked["entry"]))}
+            reply: dict[str, object] = {"score": float(sets[name].score_answer(asked["answer"], entry=asked["entry"]))}
         except Exception as error:  # a scorer's own failure is no verdict
             reply = {"error": f"{type(error).__name__}: {error}"[:200]}
         print(json.dumps(reply), file=out, flush=True)

@@ -100,7 +100,11 @@ class GRPOConfig:
     seed: int = 0
     checkpoint_every_steps: int = 50
     keep_checkpoints: int = 2
+    max_rollouts_without_signal: int = 8
+    """Rollouts in a row without one group whose rewards differ, after which a run stops with an error."""
+    max_skipped_in_a_row: int = 10
     log_answers: bool = True
+    """Whether answers.jsonl keeps the texts of answers, or their figures alone."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -112,6 +116,8 @@ class GRPOConfig:
             "micro_batch_tokens",
             "checkpoint_every_steps",
             "keep_checkpoints",
+            "max_rollouts_without_signal",
+            "max_skipped_in_a_row",
         ):
             whole(name, getattr(self, name), 1)
         whole("group", self.group, 2)

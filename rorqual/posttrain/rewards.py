@@ -14,10 +14,12 @@ reward: the answer is left out, never paid and never punished for the judge's fa
 from __future__ import annotations
 
 import math
+import os
 import re
 import threading
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,6 +87,13 @@ class Rewards:
         outcomes = {name: component(problem, answer) for name, component in self._components.items()}
         total = sum(self.weights[name] * one.value for name, one in outcomes.items() if one.applies and self.weights[name])
         return Judged(total, outcomes)
+
+    def judge_all(self, pairs: Sequence[tuple[Problem, Answer]]) -> list[Judged]:
+        """The rewards of many answers, in their order; programs run side by side."""
+        if len(pairs) < 2 or not all(problem.kind == "code" for problem, _ in pairs):
+            return [self.judge(*pair) for pair in pairs]
+        with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="judge") as pool:
+            return list(pool.map(lambda pair: self.judge(*pair), pairs))
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Refuses, before any work, what could not be judged: DeviceError for tests of code where no sandbox holds, ConfigError for problems without
@@ -274,10 +283,8 @@ class _Judges:
         from rorqual.eval.tasks.judges import run_code
 
         tests = problem.data["tests"]
+        entry, context = (str(problem.data.get(name, "")) for name in ("entry_point", "context"))
         judged = run_code(
-            program,
-            tests if isinstance(tests, str) else "\n".join(map(str, tests)),
-            str(problem.data.get("language", "python")),
-            self.tools,
+            program, tests if isinstance(tests, str) else "\n".join(map(str, tests)), self.tools, entry=entry, context=context
         )
         return unknown(judged.note) if judged.score is None else RIGHT if judged.score == 1 else WRONG

@@ -150,11 +150,15 @@ class Progress:
 
     def update(self, step: int, loss: float, tokens_per_second: float) -> None:
         """Shows a completed step."""
+        self.show(step, f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s")
+
+    def show(self, step: int, figures: str) -> None:
+        """Shows a completed step with figures of the caller's choice."""
         if self._live is not None:
-            self._live.update(self._bar, completed=step, figures=f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s")
+            self._live.update(self._bar, completed=step, figures=figures)
         elif self._enabled and (time.monotonic() - self._last > self.plain_seconds or step == self._total):
             self._last = time.monotonic()
-            self.say(f"step {step}/{self._total}  loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s")
+            self.say(f"step {step}/{self._total}  {figures}")
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar where there is one."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rorqual.errors import DataError
+from rorqual.posttrain.policy import score
 from rorqual.posttrain.rollout import LocalRollout, Prompt, render_prompt, up_to_end
 from rorqual.tokenizer import bpe
 from tests.inference.models import build, prompt
@@ -62,3 +63,21 @@ def test_text_is_split_into_reasoning_and_answer(tmp_path):
     assert not never.closed and never.content == "" and never.text == "hello world"
     asked = render_prompt([{"role": "user", "content": "a"}], tokenizer, config(system="b", style="r1", thinking=True))
     assert asked.reasoning and "b" in tokenizer.decode(asked.ids)
+
+
+def test_a_merged_copy_answers_as_the_model_with_adapters():
+    """What the engine runs while adapters are trained: the compiled step takes it, and it never takes adapters unmerged."""
+    from rorqual.adapters import lora
+    from rorqual.adapters.config import LoraConfig
+    from rorqual.kernels import decode
+
+    model = lora.apply(build(), LoraConfig(rank=2))
+    with torch.no_grad():
+        for layer in lora.adapted(model).values():
+            layer.lora_B.weight.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+    assert decode.usable(model.config, model.state_dict()) is not None
+    merged = LocalRollout(lora.merged_copy(model), None)
+    assert merged.llm.engine.runner.why_not is None
+    answers = merged.sample([Prompt(prompt(6, 1))], config(), [1])[0]
+    scored = score(model, [answer.row for answer in answers])
+    assert float((scored.plain - torch.cat([answer.logprobs for answer in answers])).abs().max()) < 1e-5 and scored.flips == 0
