@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rorqual.errors import NonFiniteError
 from rorqual.inference.params import GREEDY_BELOW, SamplingParams
+from rorqual.kernels import sampling
 
 __all__ = [
     "Draw",
@@ -107,12 +108,19 @@ def sample(
     the target's own sample. NonFiniteError for logits with NaN.
     """
     width = logits.shape[1] if vocab_limit is None else min(vocab_limit, logits.shape[1])
-    if all(p.greedy for p in params):
+    if sampling.usable(logits) and not any(p.filters and not p.greedy for p in params):
+        tokens = sampling.draw(logits, _keys(params, choices, positions), [0.0 if p.greedy else p.temperature for p in params], width)
+        best = tokens.double().masked_fill(tokens < 0, float("nan"))
+    elif all(p.greedy for p in params):
         best, tokens = logits[:, :width].max(dim=-1)
     else:
         best, tokens = (scores(logits[:, :width], params) + _noise(params, choices, positions, width, logits.device)).max(dim=-1)
     _refuse_nan(best)
     return tokens
+
+
+def _keys(params: Sequence[SamplingParams], choices: Sequence[int], positions: Sequence[int]) -> list[int]:
+    return [0 if p.greedy else key(p.seed, choice, place, "sample") for p, choice, place in zip(params, choices, positions, strict=True)]
 
 
 def _noise(
@@ -121,8 +129,8 @@ def _noise(
     """Gumbel noise of the sampled rows, zeros for the greedy ones."""
     noise = torch.zeros(len(params), width, dtype=torch.float64, device=device)
     rows = [row for row, p in enumerate(params) if not p.greedy]
-    keys = [key(params[row].seed, choices[row], positions[row], "sample") for row in rows]
-    drawn = uniform(torch.tensor(keys, dtype=torch.int64, device=device), width)
+    keys = _keys(params, choices, positions)
+    drawn = uniform(torch.tensor([keys[row] for row in rows], dtype=torch.int64, device=device), width)
     noise[rows] = -(-drawn.log()).log()
     return noise
 
@@ -197,6 +205,9 @@ def token_logprobs(
 ) -> list[TokenLogprobs]:
     """Log-probability of `tokens[i]` in row i, and of the `top[i]` most likely tokens, equal ones in order of their ids."""
     width = logits.shape[1] if vocab_limit is None else min(vocab_limit, logits.shape[1])
+    if sampling.usable(logits) and not any(top):
+        found = sampling.token_logprobs(logits, tokens, width)
+        return [TokenLogprobs(token, value, rank, ()) for token, value, rank in zip(tokens, *found, strict=True)]
     table = logits[:, :width].double().log_softmax(dim=-1)
     at = torch.tensor(list(tokens), dtype=torch.int64, device=logits.device).unsqueeze(1)
     own = table.gather(1, at)

@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCES = [Path(__file__).with_name(name) for name in ("native.cpp", "fp8.cpp", "decode.cpp")]
+SOURCES = [Path(__file__).with_name(name) for name in ("native.cpp", "fp8.cpp", "decode.cpp", "sampling.cpp")]
 _FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
 
 
