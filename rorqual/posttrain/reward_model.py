@@ -1,0 +1,193 @@
+r"""A reward model in use: a model with one more output, the score of an answer; and what can stand in its place as the reward `model`.
+
+    reward = RewardModel.load("runs/reward")
+    reward.scores([Item(question, answer, reference="42")])             # real numbers, the higher the better
+    component, facts = open_reward("runs/reward")                        # for rewards.Rewards(config, {"model": component})
+
+    r = w \cdot h_T + b,    value = 1 / (1 + exp(mean - r))
+
+h_T is the final hidden state at the last token, behind the judge's reasoning where the model was trained with reasoning (report section
+5.2.1: the chain of thought leads to the reward, against reward hacking). `value` is what Bradley and Terry give for the chance that this
+answer is preferred to an average one: it lies in (0, 1), so that no single component can drown the others.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from rorqual.errors import CheckpointError, DataError
+from rorqual.inference.llm import LLM
+from rorqual.inference.params import SamplingParams
+from rorqual.model.transformer import CausalLM
+from rorqual.posttrain.problems import Problem
+from rorqual.posttrain.reward_data import Encoded, Item, encode, judging, question_of
+from rorqual.posttrain.rewards import Component, Outcome, unknown
+from rorqual.posttrain.rollout import Answer
+from rorqual.tokenizer import bpe, chat
+from rorqual.train.records import from_plain
+
+FORMAT = "rorqual-reward-1"
+FACTS_NAME, HEAD_NAME = "reward.json", "reward_head.safetensors"
+
+
+@dataclass(frozen=True)
+class RewardFacts:
+    """What a folder says about its model. `mean` and `std` are of the scores of the answers it was trained on."""
+
+    style: str
+    reasoning: bool
+    max_tokens: int
+    max_reasoning_tokens: int
+    mean: float = 0.0
+    std: float = 1.0
+    format: str = FORMAT
+
+
+class RewardHead(nn.Module):
+    """w . h + b in FP32. Starts at zero, so that the first loss is log 2."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, width))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, hidden: Float[Tensor, "n m"]) -> Float[Tensor, " n"]:
+        """Scores of hidden states."""
+        return (hidden.float() @ self.weight.float().t() + self.bias.float()).squeeze(1)
+
+
+def padded(items: Sequence[Encoded]) -> Int[Tensor, "n s"]:
+    """Ids side by side, zeros behind the shorter ones, where causal attention cannot see them."""
+    out = torch.zeros(len(items), max(len(item.ids) for item in items), dtype=torch.int64)
+    for row, item in enumerate(items):
+        out[row, : len(item.ids)] = torch.tensor(item.ids)
+    return out
+
+
+def last_hidden(hidden: Float[Tensor, "n s m"], items: Sequence[Encoded]) -> Float[Tensor, "n m"]:
+    """The state at each item's last token."""
+    place = torch.tensor([len(item.ids) - 1 for item in items], device=hidden.device)
+    return hidden[torch.arange(len(items), device=hidden.device), place]
+
+
+class RewardModel:
+    """Model, head and tokenizer; `facts` say how an answer is shown to it."""
+
+    def __init__(self, model: CausalLM, head: RewardHead, tokenizer: bpe.Tokenizer, facts: RewardFacts) -> None:
+        self.model, self.head, self.tokenizer, self.facts = model, head, tokenizer, facts
+        self._llm: LLM | None = None
+
+    @classmethod
+    def load(cls, folder: str | Path, weights: str = "fp32") -> RewardModel:
+        """Reads a folder of `rorqual reward-model`; CheckpointError for any other."""
+        from rorqual.checkpoint import hf
+
+        place = reward_folder(Path(folder))
+        try:
+            facts = from_plain(RewardFacts, json.loads((place / FACTS_NAME).read_text(encoding="utf-8")))
+            stored = load_file(place / HEAD_NAME)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{place} is no whole reward model: {error}") from error
+        if facts.format != FORMAT:
+            raise CheckpointError(f"{place / FACTS_NAME} has format {facts.format!r}, {FORMAT!r} is required; train it anew")
+        model, _ = hf.load(place, weights=weights)
+        head = RewardHead(model.config.hidden_size)
+        if {name: t.shape for name, t in stored.items()} != {name: t.shape for name, t in head.state_dict().items()}:
+            raise CheckpointError(f"{place / HEAD_NAME} does not fit a model of width {model.config.hidden_size}")
+        head.load_state_dict(stored)
+        return cls(model, head, bpe.load(place), facts)
+
+    @torch.no_grad()
+    def scores(self, items: Sequence[Item], batch: int = 16) -> list[float]:
+        """Raw scores. With a model that reasons, items without reasoning get the model's own first; NaN where that found no end.
+
+        DataError for an item that is too long.
+        """
+        items = self._reasoned(items) if self.facts.reasoning else list(items)
+        found = [math.nan] * len(items)
+        ready = [(at, self._encoded(item)) for at, item in enumerate(items) if item.reasoning or not self.facts.reasoning]
+        ready.sort(key=lambda one: len(one[1].ids))
+        for first in range(0, len(ready), batch):
+            part = ready[first : first + batch]
+            encoded = [one for _, one in part]
+            hidden = self.model(padded(encoded).to(self.model.head_weight.device)).hidden
+            for (at, _), value in zip(part, self.head(last_hidden(hidden, encoded)).tolist(), strict=True):
+                found[at] = value
+        return found
+
+    def _encoded(self, item: Item) -> Encoded:
+        made = encode(item, self.tokenizer, self.facts.style, self.facts.reasoning)
+        if len(made.ids) > self.facts.max_tokens:
+            raise DataError(
+                f"a question with its answer has {len(made.ids)} tokens, the reward model was trained on at most {self.facts.max_tokens}"
+            )
+        return made
+
+    def _reasoned(self, items: Sequence[Item]) -> list[Item]:
+        """Items with reasoning: the model's most likely one where none is given, none where it did not end."""
+        out, todo = list(items), [at for at, item in enumerate(items) if not item.reasoning]
+        if not todo:
+            return out
+        prompts = [chat.render(judging(items[at]), self.tokenizer, style=self.facts.style, thinking=False).ids for at in todo]  # type: ignore[arg-type]
+        room = self.facts.max_tokens - max(map(len, prompts)) - 1
+        if room < 1:
+            raise DataError(
+                f"a question with its answer has {max(map(len, prompts))} tokens, the reward model was trained on at most {self.facts.max_tokens}"
+            )
+        if self._llm is None:
+            self._llm = LLM.from_model(self.model, self.tokenizer, speculative=0)
+        params = SamplingParams(max_tokens=min(self.facts.max_reasoning_tokens, room), temperature=0.0)
+        for at, made in zip(todo, self._llm.generate(prompts, params), strict=True):
+            one = made.outputs[0]
+            out[at] = replace(items[at], reasoning=one.text if one.finish_reason == "stop" and one.text.strip() else "")
+        return out
+
+    def value(self, score: float) -> float:
+        """A raw score as the chance of being preferred to an average answer."""
+        return 1.0 / (1.0 + math.exp(min(700.0, self.facts.mean - score)))
+
+    def __call__(self, problem: Problem, answer: Answer) -> Outcome:
+        """The reward component `model`: the answer behind the reasoning, whole, judged with the gold answer where there is one."""
+        if answer.cut or not answer.closed or not answer.content.strip():
+            return Outcome("wrong", 0.0, "no whole answer")
+        item = Item(question_of(problem.messages), answer.content, problem.answer)
+        score = self.scores([item])[0]
+        if not math.isfinite(score):
+            return unknown("the reward model came to no score")
+        value = self.value(score)
+        return Outcome("right" if value > 0.5 else "wrong", value, f"score {score:.4g}")
+
+
+def reward_folder(path: Path) -> Path:
+    """Where the model of a reward run or folder lies; CheckpointError where there is none."""
+    for place in (path / "hf", path):
+        if (place / FACTS_NAME).is_file():
+            return place
+    what = "holds no finished reward model" if path.is_dir() else "is not a folder"
+    raise CheckpointError(f"{path} {what}; train one: rorqual reward-model --model DIR --data pairs.jsonl --out {path}")
+
+
+def open_reward(target: str, *, api_key: str | None = None) -> tuple[Component, dict[str, Any]]:
+    """The reward component `model` of a reward model's folder; of any other folder, or a server, as a judge. Facts are for a manifest."""
+    place = Path(target)
+    if not target.startswith(("http://", "https://")) and any((one / FACTS_NAME).is_file() for one in (place / "hf", place)):
+        from rorqual.posttrain.base import open_base
+
+        reward = RewardModel.load(place)
+        facts = {"kind": "reward model", "path": str(place.resolve()), "weights": open_base(reward_folder(place)).fingerprint()}
+        return reward, facts | asdict(reward.facts)
+    from rorqual.posttrain.generate import open_teacher
+    from rorqual.posttrain.judge import Judge, JudgeConfig
+
+    teacher = open_teacher(target, api_key=api_key)
+    return Judge(teacher, JudgeConfig()), {"kind": "judge", **teacher.describe(), "settings": asdict(JudgeConfig())}

@@ -1,0 +1,111 @@
+"""A reward model in use: the head, scores with and without reasoning, the component, folders that are none."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rorqual.checkpoint import hf
+from rorqual.errors import CheckpointError, DataError
+from rorqual.posttrain.presets import GRPOConfig
+from rorqual.posttrain.problems import problem_of
+from rorqual.posttrain.reward_data import Encoded, Item
+from rorqual.posttrain.reward_model import RewardFacts, RewardHead, RewardModel, last_hidden, open_reward, padded, reward_folder
+from rorqual.posttrain.rewards import Rewards
+from rorqual.posttrain.rollout import Answer
+from rorqual.tokenizer import bpe
+from tests.posttrain.tiny_chat import write_model
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    folder = write_model(tmp_path_factory.mktemp("rm"), num_hidden_layers=2)
+    return hf.load(folder)[0], bpe.load(folder)
+
+
+def _reward(parts, reasoning=False, mean=0.0, max_tokens=256):  # type: ignore[no-untyped-def]
+    model, tokenizer = parts
+    head = RewardHead(model.config.hidden_size)
+    with torch.no_grad():
+        head.weight.copy_(torch.linspace(-1, 1, model.config.hidden_size))
+        head.bias.fill_(0.25)
+    return RewardModel(model, head, tokenizer, RewardFacts("v3", reasoning, max_tokens, 8, mean))
+
+
+def test_the_head_starts_at_zero_and_is_linear():
+    head = RewardHead(3)
+    assert head(torch.ones(2, 3)).tolist() == [0.0, 0.0]
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[1.0, 2.0, -1.0]]))
+        head.bias.fill_(0.5)
+    assert head(torch.tensor([[1.0, 1.0, 1.0], [0.0, 2.0, 0.0]])).tolist() == [2.5, 4.5]
+
+
+def test_padding_is_not_read():
+    items = [Encoded([1, 2, 3]), Encoded([4])]
+    assert padded(items).tolist() == [[1, 2, 3], [4, 0, 0]]
+    hidden = torch.arange(6.0).view(2, 3, 1)
+    assert last_hidden(hidden, items).tolist() == [[2.0], [3.0]]
+
+
+def test_a_score_is_the_head_on_the_last_token(parts):
+    reward = _reward(parts)
+    item = Item("one?", "two", "three")
+    ids = reward._encoded(item).ids
+    hidden = reward.model(torch.tensor([ids])).hidden[0, -1].detach()
+    assert reward.scores([item])[0] == pytest.approx(float(hidden @ torch.linspace(-1, 1, 64)) + 0.25, abs=1e-4)
+    assert reward.scores([item]) != reward.scores([Item("one?", "two")])  # the reference is read
+
+
+def test_a_model_that_reasons_writes_first_and_has_no_score_without_an_end(parts):
+    reward = _reward(parts, reasoning=True)
+    given = Item("one?", "two", reasoning="the whale")
+    assert math.isfinite(reward.scores([given])[0])
+    made = reward._reasoned([Item("one?", "two"), given])
+    assert made[1] == given
+    score = reward.scores([Item("one?", "two")])[0]
+    assert math.isnan(score) == (made[0].reasoning == "")
+
+
+def test_the_value_is_the_chance_against_an_average_answer(parts):
+    reward = _reward(parts, mean=1.0)
+    assert reward.value(1.0) == 0.5
+    assert reward.value(1.0 + math.log(3)) == pytest.approx(0.75)
+    assert reward.value(-1e9) == pytest.approx(0.0)
+
+
+def test_as_a_component_of_rewards(parts):
+    reward = _reward(parts)
+    problem = problem_of({"prompt": "one?", "answer": "two"})
+    rewards = Rewards(GRPOConfig(rewards={"model": 1.0}), {"model": reward})
+    judged = rewards.judge(problem, Answer([], [1], False, content="two"))
+    assert judged.reward == pytest.approx(reward.value(reward.scores([Item("one?", "two", "two")])[0])) and 0 < judged.reward < 1
+    for cut in (
+        Answer([], [1], True, content="two"),
+        Answer([], [1], False, content="two", closed=False),
+        Answer([], [1], False, content=" "),
+    ):
+        assert rewards.judge(problem, cut).reward == 0.0  # nothing for what is not whole
+    unsure = Rewards(GRPOConfig(rewards={"model": 1.0}), {"model": _reward(parts, max_tokens=9)}).judge(
+        problem, Answer([], [1], False, content="two")
+    )
+    assert math.isnan(unsure.reward) and "tokens" in unsure.outcomes["model"].note
+
+
+def test_what_is_too_long_is_told(parts):
+    with pytest.raises(DataError, match="trained on at most 9"):
+        _reward(parts, max_tokens=9).scores([Item("one?", "two")])
+    with pytest.raises(DataError, match="trained on at most 9"):
+        _reward(parts, True, max_tokens=9).scores([Item("one?", "two")])
+
+
+def test_folders_that_are_no_reward_model(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no finished reward model"):
+        reward_folder(tmp_path)
+    (tmp_path / "reward.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="no whole reward model"):
+        RewardModel.load(tmp_path)
+    with pytest.raises(CheckpointError, match="is not a folder"):
+        open_reward(str(tmp_path / "nothing"))
