@@ -83,11 +83,14 @@ def parse_layers(text: str | None) -> tuple[int, int] | None:
 def _write_folder(args: argparse.Namespace, source: Source, tokenizer: Path | None, origin: Path) -> str:
     from rorqual.checkpoint import card
     from rorqual.checkpoint.convert import convert
+    from rorqual.checkpoint.merged import MergedSource
     from rorqual.checkpoint.source import FolderSource
     from rorqual.cli.main import version
     from rorqual.cli.progress import bytes_bar
 
-    to = args.to or (None if isinstance(source, FolderSource) else "fp32")
+    merged = isinstance(source, MergedSource)
+    kept = "fp8" if merged and source.config.quantization_config is not None else None  # what was merged is quantised anew
+    to = args.to or (kept if merged or isinstance(source, FolderSource) else "fp32")
     licence = card.read_licence(origin)
     config = source.config
     named = {None: "the source's dtype", "fp32": "FP32", "bf16": "BF16", "fp8": "FP8 (E4M3 in blocks with scales)"}[to]
@@ -145,7 +148,11 @@ def _check(source: Path, out: Path) -> None:
 def _source(args: argparse.Namespace, layers: tuple[int, int] | None) -> tuple[Source, Path, list[str]]:
     """(tensors to write, where they are from, remarks)."""
     from rorqual.checkpoint.source import FolderSource, ModelSource
+    from rorqual.posttrain.folder import adapter_base
 
+    base = adapter_base(args.source)
+    if base is not None:
+        return _merged(args, base, layers)
     checkpoint = _checkpoint(args.source, args.step, args.ema)
     if checkpoint is None:
         origin = args.source / "hf" if (args.source / "hf" / "config.json").is_file() else args.source
@@ -157,6 +164,26 @@ def _source(args: argparse.Namespace, layers: tuple[int, int] | None) -> tuple[S
     if args.mtp == "drop":
         config = config.with_(num_nextn_predict_layers=0)
     return ModelSource(config, named), checkpoint, []
+
+
+def _merged(args: argparse.Namespace, base: Path, layers: tuple[int, int] | None) -> tuple[Source, Path, list[str]]:
+    """The base model of a run with an adapter, the adapter added."""
+    from rorqual.adapters.peft import Adapter
+    from rorqual.checkpoint.merged import MergedSource
+    from rorqual.checkpoint.source import FolderSource, ModelSource
+    from rorqual.posttrain.base import open_base
+
+    if layers is not None or args.step is not None or args.ema or args.mtp == "drop":
+        raise CheckpointError(
+            f"{args.source} holds an adapter: export it first, then cut the folder; --layers, --step, --ema and --mtp drop do not apply"
+        )
+    opened = open_base(base)
+    if opened.checkpoint:
+        config, named = _from_checkpoint(base, opened.folder, False)
+        whole: Source = ModelSource(config, named)
+    else:
+        whole = FolderSource(opened.folder)
+    return MergedSource(whole, Adapter.read(args.source / "adapter")), opened.folder, list(whole.notices)
 
 
 def _checkpoint(source: Path, step: int | None, ema: bool) -> Path | None:
@@ -199,5 +226,5 @@ def _from_checkpoint(run: Path, checkpoint: Path, ema: bool):  # type: ignore[no
 
 
 def _tokenizer(source: Path, origin: Path) -> Path | None:
-    places = (origin, source / "hf", source / "tokenizer", source / "data" / "tokenizer")
+    places = (source / "hf", source / "tokenizer", origin, source / "data" / "tokenizer")
     return next((place for place in places if any((place / name).is_file() for name in ("tokenizer.json", "tiktoken.model"))), None)

@@ -84,7 +84,9 @@ def check_folder(
     """
     from rorqual.cli.model_folder import fitting_weights
     from rorqual.planner.estimate import serving_estimate
+    from rorqual.posttrain.folder import adapter_base
 
+    folder = adapter_base(folder) or folder
     exported = folder / "hf"
     origin = exported if (exported / "config.json").is_file() else folder
     if not (origin / "config.json").is_file():

@@ -37,8 +37,12 @@ def load_folder(
 
     from rorqual.checkpoint import hf, resume
     from rorqual.cli.progress import bytes_bar
+    from rorqual.posttrain.folder import adapter_base
     from rorqual.tokenizer import bpe
 
+    base = adapter_base(source)
+    if base is not None:
+        return _adapted(source, base, tokenizer_folder, weights, layers)
     exported = source / "hf"
     is_run = (source / "checkpoints").is_dir() or (source / "lineage.json").is_file() or (exported / "config.json").is_file()
     places = [source / "tokenizer", source / "data" / "tokenizer"] if is_run else []
@@ -67,6 +71,20 @@ def load_folder(
             f"{folder} has token ids up to {tokenizer.vocab_size - 1}, the model's embedding ends at {model.config.vocab_size - 1}; this tokenizer belongs to another model"
         )
     return LoadedFolder(model, tokenizer, origin, notices)
+
+
+def _adapted(source: Path, base: Path, tokenizer_folder: Path | None, weights: str | None, layers: tuple[int, int] | None) -> LoadedFolder:
+    """The base model of a run with an adapter, merged; over weights kept in FP8 the adapter stays apart."""
+    from rorqual.adapters import lora, peft
+
+    if layers is not None:
+        raise CheckpointError(f"{source} holds an adapter, which belongs to the whole model; export it first")
+    own = source / "tokenizer"
+    loaded = load_folder(base, tokenizer_folder or (own if (own / "tokenizer.json").is_file() else None), weights=weights)
+    peft.load(loaded.model, source / "adapter")
+    if not any(hasattr(layer.base, "codes") for layer in lora.adapted(loaded.model).values()):
+        lora.merge(loaded.model)
+    return LoadedFolder(loaded.model, loaded.tokenizer, loaded.origin, [*loaded.notices, f"adapter of {source} over {base}"])
 
 
 def fitting_weights(folder: Path, layers: tuple[int, int] | None = None) -> tuple[str, list[str]]:

@@ -28,7 +28,7 @@ _KINDS = {
     "comparison": r"Which is larger, .*", "story": r".* How many .*",
 }  # fmt: skip
 KINDS = tuple(_KINDS)
-_PATIENCE = 2_000
+_PATIENCE = 20_000
 """Documents in a row without a new question after which there are no more."""
 
 

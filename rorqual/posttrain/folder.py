@@ -51,6 +51,24 @@ class TuningFolder(RunFolder):
         write_atomic(self.config, json.dumps(to_plain(config), indent=2, ensure_ascii=False) + "\n")
 
 
+def adapter_base(path: str | Path) -> Path | None:
+    """The base model's folder of a run whose result is an adapter; None for any other folder. RunError for a run that has no result yet."""
+    path = Path(path)
+    if (path / "hf" / "config.json").is_file() or not (path / "lineage.json").is_file():
+        return None
+    try:
+        story = json.loads((path / "lineage.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {path / 'lineage.json'}: {error}; restore it") from error
+    if not isinstance(story, dict) or "kind" not in story:
+        return None
+    if not (path / "adapter").is_dir():
+        raise RunError(
+            f"{path} is a run of {story['kind']} that has not finished; go on with: rorqual {story['kind']} --out {path} --resume"
+        )
+    return Path(story["base"])
+
+
 def read_tuning(path: str | Path, cls: type[T]) -> T:
     """The configuration of a post-training run; RunError where the folder holds none, or one of another kind."""
     file = Path(path) / "config.json"

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rorqual.adapters import lora, peft
+from rorqual.checkpoint import folder as folders
 from rorqual.checkpoint import hf, resume
 from rorqual.errors import CheckpointError, ConfigError, NonFiniteError
 from rorqual.model import balance
@@ -128,7 +130,7 @@ def run_sft(
         samples, report = sft_data.encode_file(config.data, tokenizer, config.render, folder.samples, progress=on_data)
         fingerprints = {"data_fingerprint": samples.fingerprint(), "base_fingerprint": base.fingerprint()}
         newest = resume.latest(folder.checkpoints)
-        tuning = _prepare(config, base, device, dtype)
+        tuning = prepare(config, base, device, dtype)
         if newest is not None:
             tuning.load(newest, fingerprints)
         return _Loop(config, base, tokenizer, tuning, samples, report, folder, fingerprints, progress, on_step).run(stop)
@@ -147,9 +149,14 @@ def check(config: SFTConfig, base: Base) -> None:
         raise ConfigError(f"bias_update_speed ({config.bias_update_speed}) must be 0 with lora: an adapter has no place for router biases")
 
 
-def _prepare(config: SFTConfig, base: Base, device: torch.device, dtype: torch.dtype) -> Tuning:
-    model = base.load("fp32")
-    return Tuning(model, optimizer_for(model, config.optimizer, device, dtype), SFTPosition())
+def prepare(config: SFTConfig, base: Base, device: torch.device, dtype: torch.dtype) -> Tuning:
+    """The model to train, on its device: all weights with FP32 masters, or adapters over weights that are kept as `config.weights` says."""
+    if config.lora is None:
+        model = base.load("fp32")
+        return Tuning(model, optimizer_for(model, config.optimizer, device, dtype), SFTPosition())
+    model = base.load(config.weights or ("fp32" if dtype == torch.float32 else "bf16"))
+    lora.apply(model.to(device), config.lora)
+    return Tuning(model, AdamW(lora.trainable(model).items(), config.optimizer), SFTPosition())
 
 
 class _Loop:
@@ -245,12 +252,16 @@ class _Loop:
         self.tuning.save(self.folder.checkpoints, self.config.keep_checkpoints, self.fingerprints)
 
     def _export(self) -> None:
-        """Writes the model folder, with a chat template of the style that was learned, unless it is there."""
-        if (self.folder.hf / "config.json").is_file():
+        """Writes the model folder, or the adapter's, with a chat template of the style that was learned, unless it is there."""
+        if (self.folder.hf / "config.json").is_file() or self.folder.adapter.is_dir():
             return
         tokenizer = write_tokenizer(self.base, self.tokenizer, self.config.render.style, self.folder.tokenizer)
-        named = resume.split_experts(self.tuning.weights())
-        hf.export_tensors(self.base.config.with_(quantization_config=None), named, tokenizer, self.folder.hf, dtype=self.base.stored)
+        if self.config.lora is not None:
+            with folders.new_folder(self.folder.adapter) as partial:
+                peft.save(self.tuning.model, self.config.lora, str(self.base.folder.resolve()), partial)
+        else:
+            named = resume.split_experts(self.tuning.weights())
+            hf.export_tensors(self.base.config.with_(quantization_config=None), named, tokenizer, self.folder.hf, dtype=self.base.stored)
         self.log.write("event", event="exported", step=self.tuning.position.step)
 
     def _result(self, signal: int | None) -> SFTResult:

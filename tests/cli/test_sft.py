@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,33 @@ def test_a_run_gives_a_folder_that_generate_chat_and_export_take(place, tmp_path
     assert main(["sft", "--model", str(out), "--data", str(place / "talks.jsonl"), "--out", str(tmp_path / "second"), *SHORT]) == 0
 
 
+@pytest.mark.parametrize("weights", [None, pytest.param("bf16", marks=pytest.mark.slow)])
+def test_a_run_with_an_adapter_is_merged_on_export_and_when_it_is_used(place, tmp_path, capsys, weights):
+    out = tmp_path / "out"
+    more = ("--weights", weights) if weights else ()
+    assert main(argv(place, "--out", out, *SHORT, "--lora", 4, "--lora-targets", "attention,ffn,experts", *more)) == 0
+    assert (out / "adapter" / "adapter_config.json").is_file() and not (out / "hf").exists()
+    assert main(["export", str(out), str(tmp_path / "merged")]) == 0
+    assert (tmp_path / "merged" / "chat_template.jinja").is_file()
+    capsys.readouterr()
+    texts = []
+    for folder in (out, tmp_path / "merged", place / "model"):
+        assert main(["generate", str(folder), "one", "--max-new-tokens", "12", "--temperature", "0"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_an_unfinished_run_says_so(place, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(argv(place, "--out", out, *SHORT)) == 0
+    shutil.rmtree(out / "hf")
+    capsys.readouterr()
+    for verb in (["generate", str(out), "x"], ["export", str(out), str(tmp_path / "o")]):
+        assert main(verb) == 1
+        assert f"has not finished; go on with: rorqual sft --out {out} --resume" in capsys.readouterr().err
+    assert main(["sft", "--out", str(out), "--resume"]) == 0 and (out / "hf").is_dir()
+
+
 def test_bad_lines_are_counted_and_listed(place, tmp_path, capsys):
     data = tmp_path / "x.jsonl"
     data.write_bytes(json.dumps(talk(1)).encode() + b"\n\xff\n{}\n")
@@ -62,6 +90,7 @@ def test_bad_lines_are_counted_and_listed(place, tmp_path, capsys):
     assert len((tmp_path / "out" / "samples" / "rejected.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_resume_finishes(place, tmp_path):
     script = (
         "import sys, signal, pytest\nfrom rorqual.posttrain import sft\nfrom rorqual.cli.main import main\nreal, n = sft.train_step, [0]\n"

@@ -50,7 +50,8 @@ def test_sets_share_no_question_and_follow_the_seed():
     assert draw("rl", 20, seed=4) == draw("rl", 30, seed=4)[:20] != draw("rl", 20, seed=5)
 
 
-def test_kinds_digits_and_exclusion_are_kept():
+def test_kinds_digits_and_exclusion_are_kept(monkeypatch):
+    monkeypatch.setattr(arithmetic, "_PATIENCE", 500)
     seen = questions_of(0, 400)
     found = draw("heldout", 50, kinds=("addition", "chain"), max_digits=2, exclude=seen)
     assert {one.kind for one in found} == {"addition", "chain"} and max(one.largest for one in found) <= 2
