@@ -2,6 +2,7 @@
 
 rorqual distill --teacher runs/expert --problems maths.jsonl --out data/maths --samples 8 --against ../shared/data
 rorqual distill --teacher http://localhost:8000/v1 --thinking on --problems maths.jsonl --out data/maths
+rorqual distill --teacher math=runs/maths-expert --teacher code=runs/code-expert --problems all.jsonl --out data/all
 rorqual sft --model runs/base --data data/maths/sft.jsonl --out runs/tuned
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ from rorqual.errors import ConfigError
 
 if TYPE_CHECKING:
     from rorqual.posttrain.distill import DistillConfig
+    from rorqual.posttrain.generate import Teacher
     from rorqual.posttrain.problems import Problems
 
 
@@ -34,7 +37,7 @@ def main(argv: list[str]) -> int:
     problems = _problems(args)
     evaluation = EvaluationText.read(args.against) if args.against else None
     key = os.environ.get(args.api_key_env)
-    teacher = open_teacher(args.teacher, model=args.teacher_model, api_key=key, parallel=args.parallel, weights=args.weights)
+    teacher = _teacher(args, problems, key)
     original = open_teacher(args.original, api_key=key, parallel=args.parallel, weights=args.weights) if args.original else None
     reward, facts = None, dict[str, Any]()
     if args.reward_model:
@@ -64,7 +67,11 @@ def _parser() -> argparse.ArgumentParser:
         "with its original answer, and a system prompt, the problem and the reasoned answer. A call that was stopped goes on where it was.",
     )  # fmt: skip
     add = parser.add_argument
-    add("--teacher", required=True, metavar="DIR|URL", help="run or model folder, or the base URL of an OpenAI-compatible server")
+    add(
+        "--teacher", required=True, action="append", metavar="[DOMAIN=]DIR|URL",
+        help="run or model folder, or the base URL of an OpenAI-compatible server; with DOMAIN=, several times: the expert for problems of that `domain` "
+        "or kind (math, code, ...)",
+    )  # fmt: skip
     add("--problems", type=Path, metavar="FILE", help="JSON lines with a prompt (or messages) and an answer or tests")
     add("--tasks", metavar="A,B", help="instead of a file: tasks of reasoning-gym")
     add("--size", type=_positive, default=100, metavar="N", help="with --tasks: problems of each (default: 100)")
@@ -135,6 +142,27 @@ def _config(args: argparse.Namespace) -> DistillConfig:
         keep=args.keep, pick=args.pick, min_reward=args.min_reward, system=SYSTEM if args.system is None else args.system,
         ask_with_system=args.ask_with_system, unjudged="keep" if args.keep_unjudged else "drop",
     )  # fmt: skip
+
+
+def _teacher(args: argparse.Namespace, problems: Problems, key: str | None) -> Teacher:
+    """The teacher, or an expert for each domain that the problems have."""
+    from rorqual.posttrain.distill import domain_of
+    from rorqual.posttrain.generate import ByDomain, open_teacher
+
+    found = [re.fullmatch(r"(?:([\w-]+)=)?(.+)", text, re.DOTALL) for text in args.teacher]
+    named = {(one[1] or "*"): one[2] for one in found if one}
+    if len(named) < len(args.teacher):
+        raise ConfigError(f"--teacher ({', '.join(args.teacher)}): one for each domain, and one at most without a domain")
+    domains = {one.id: domain_of(one) for one in problems.items}
+    used = {name: target for name, target in named.items() if name == "*" or name in domains.values()}
+
+    def opened(target: str) -> Teacher:
+        return open_teacher(target, model=args.teacher_model, api_key=key, parallel=args.parallel, weights=args.weights)
+
+    if set(named) == {"*"}:
+        return opened(named["*"])
+    ByDomain(dict.fromkeys(used), domains)  # type: ignore[arg-type]  # refused before a model is loaded
+    return ByDomain({name: opened(target) for name, target in used.items()}, domains)
 
 
 def _problems(args: argparse.Namespace) -> Problems:

@@ -89,12 +89,16 @@ def _files(path: Path) -> list[Path]:
 
 def _texts(kind: str, text: str) -> Iterator[str]:
     """Every text of a file: strings of JSON at any depth, cells of a table, paragraphs of plain text."""
+    if kind == ".json":
+        try:
+            yield from _strings(json.loads(text))
+            return
+        except json.JSONDecodeError:
+            kind = ".jsonl"  # as some benchmarks name their lines
     if kind == ".jsonl":
         for line in text.split("\n"):
             if line.strip():
                 yield from _strings(json.loads(line))
-    elif kind == ".json":
-        yield from _strings(json.loads(text))
     elif kind in (".csv", ".tsv"):
         for row in csv.reader(io.StringIO(text), delimiter="\t" if kind == ".tsv" else ","):
             yield from row

@@ -139,6 +139,11 @@ def _facts(problems: Problems, teacher: Teacher, config: DistillConfig, sources:
     }  # fmt: skip
 
 
+def domain_of(problem: Problem) -> str:
+    """What decides which expert is asked: the problem's `domain`, else its kind."""
+    return str(problem.data.get("domain") or problem.kind)
+
+
 # ---------------------------------------------------------------------- drafts
 
 
@@ -291,7 +296,8 @@ class _Selection:
         answer = {"role": "assistant", "content": draft["content"]}
         if draft["reasoning"]:
             answer["reasoning_content"] = draft["reasoning"]
-        return {"messages": [*turns, answer], "source": {"problem": problem.id, "variant": stage, "draft": at, "by": by}}
+        source = {"problem": problem.id, "domain": domain_of(problem), "variant": stage, "draft": at, "by": by}
+        return {"messages": [*turns, answer], "source": source}
 
     def _pair(self, problem: Problem, record: Mapping[str, Any] | None) -> None:
         """The first right and the first wrong whole answer: what a rule knows, for a model to learn."""

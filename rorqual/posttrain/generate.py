@@ -118,6 +118,29 @@ def first_model(client: Client) -> str:
     return str(listed[0]["id"])
 
 
+class ByDomain:
+    """An expert for each domain (report section 5.1). `domains` maps a question's name to its domain; teacher "*" takes all others'."""
+
+    def __init__(self, teachers: Mapping[str, Teacher], domains: Mapping[str, str]) -> None:
+        missing = sorted({one for one in domains.values() if one not in teachers and "*" not in teachers})
+        if missing:
+            raise ConfigError(
+                f"no teacher for the domain {', '.join(missing)}; name one with --teacher DOMAIN=DIR, or one for all with --teacher DIR"
+            )
+        self._teachers, self._domains = teachers, domains
+
+    def describe(self) -> dict[str, Any]:
+        """What each teacher says of itself."""
+        return {"kind": "by domain", "teachers": {name: teacher.describe() for name, teacher in sorted(self._teachers.items())}}
+
+    def draw(self, asked: Sequence[tuple[str, Messages]], how: Drawing) -> Iterator[tuple[str, Found]]:
+        """One teacher after the other, each over its own questions."""
+        for name, teacher in self._teachers.items():
+            own = [one for one in asked if (self._domains[one[0]] if self._domains[one[0]] in self._teachers else "*") == name]
+            if own:
+                yield from teacher.draw(own, how)
+
+
 # ---------------------------------------------------------------------- a folder
 
 

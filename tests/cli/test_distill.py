@@ -72,6 +72,18 @@ def test_a_folder_teaches(tmp_path, problems, capsys):
     assert "0 of 4 problems" in capsys.readouterr().out and (tmp_path / "out" / "sft.jsonl").read_text(encoding="utf-8").count("\n") == 4
 
 
+def test_experts_by_domain(tmp_path, problems, capsys):
+    with teachers.server(_reply) as url:
+        argv = ["distill", "--problems", str(problems), "--samples", "2", "--out", str(tmp_path / "out"), "--teacher", f"code={tmp_path}"]
+        assert main(argv) == 1
+        assert "no teacher for the domain math" in capsys.readouterr().err
+        assert main([*argv, "--teacher", f"math={url}"]) == 0  # nobody needs the other one
+    assert main(["distill", "--problems", str(problems), "--out", str(tmp_path / "x"), "--teacher", "a", "--teacher", "b"]) == 1
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["teacher"]["teachers"]["math"]["url"] == url
+    assert "one at most without a domain" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -50,10 +50,11 @@ def test_other_kinds_of_files_and_folders(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"items": [f"a {TEN}"]}), encoding="utf-8")
     (tmp_path / "b.csv").write_text(f'id,text\n1,"b {TEN}"\n', encoding="utf-8")
     (tmp_path / "c.txt").write_text(f"c {TEN}\n\nother", encoding="utf-8")
-    (tmp_path / "d.bin").write_bytes(b"\xff\xfe")
+    _lines(tmp_path / "d.json", [{"q": f"d {TEN}"}, {"q": "x"}])
+    (tmp_path / "e.bin").write_bytes(b"\xff\xfe")
     known = EvaluationText.read([tmp_path])
-    assert [Path(one["path"]).name for one in known.files] == ["a.json", "b.csv", "c.txt"]
-    for letter in "abc":
+    assert [Path(one["path"]).name for one in known.files] == ["a.json", "b.csv", "c.txt", "d.json"]
+    for letter in "abcd":
         assert known.found(f"{letter} one two three four five six seven eight nine").startswith(letter)
 
 

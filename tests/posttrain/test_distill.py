@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from rorqual.errors import ConfigError, RunError
+from rorqual.errors import ConfigError, DeviceError, RunError
+from rorqual.eval.sandbox import Sandbox
 from rorqual.posttrain.decontaminate import EvaluationText
 from rorqual.posttrain.distill import SYSTEM, DistillConfig, Sources, distill, originals_of
 from rorqual.posttrain.filters import FilterConfig
@@ -17,6 +18,16 @@ from rorqual.posttrain.sft_config import RenderConfig
 from rorqual.posttrain.sft_data import samples_of
 from tests.posttrain.teachers import Scripted, draft
 from tests.tokenizer.samples import tokenizer
+
+
+def holds() -> bool:
+    """Whether this machine has a sandbox."""
+    try:
+        Sandbox().close()
+    except DeviceError:
+        return False
+    return True
+
 
 HOW = Drawing(n=6, temperature=1.0)
 LOOP = "again and again " * 12
@@ -62,7 +73,7 @@ def test_every_draft_has_one_fate_and_the_shortest_good_one_is_kept(tmp_path):
         ],
     ]
     assert [row["source"] for row in rows] == [
-        {"problem": "sum", "variant": "original", "draft": 0, "by": "file"}, {"problem": "sum", "variant": "reasoned", "draft": 1, "by": "teacher"},
+        {"problem": "sum", "domain": "math", "variant": "original", "draft": 0, "by": "file"}, {"problem": "sum", "domain": "math", "variant": "reasoned", "draft": 1, "by": "teacher"},
     ]  # fmt: skip
     pair = _lines(tmp_path / "out" / "pairs.jsonl")[0]
     assert (pair["chosen"], pair["rejected"], pair["reference"]) == ("It is \\boxed{5}.", "It is \\boxed{6}.", "5")
@@ -204,3 +215,21 @@ def test_originals_of_a_file(tmp_path):
     )
     problems = read_problems(file)
     assert originals_of(file, problems) == {problems.items[0].id: "48/2=24 clips\n\\boxed{24}", "s": "5, \\boxed{5}"}
+
+
+@pytest.mark.skipif(not holds(), reason="no sandbox holds on this machine")
+def test_programs_are_run_against_their_tests(tmp_path):
+    programs = [
+        "def add(a, b):\n    return a + b", "def add(a, b):\n    return a - b", "import os\nos._exit(0)",
+        "class Same:\n    def __eq__(self, other):\n        return True\n\ndef add(a, b):\n    return Same()",
+    ]  # fmt: skip
+    problem = {"id": "add", "prompt": "Write add(a, b) in Python.", "tests": ["assert add(2, 3) == 5", "assert add(-1, 1) == 0"]}
+    manifest = _run(tmp_path, _problems(problem), lambda name, _, n: f"```python\n{programs[n]}\n```", drawing=Drawing(n=4), keep=4)
+    assert manifest["counts"]["drafts"]["reasoned"] == {"kept": 1, "wrong": 3}
+    assert _lines(tmp_path / "sft.jsonl")[0]["source"] == {
+        "problem": "add",
+        "domain": "code",
+        "variant": "reasoned",
+        "draft": 0,
+        "by": "teacher",
+    }

@@ -8,7 +8,7 @@ import pytest
 
 from rorqual.errors import ConfigError
 from rorqual.inference.client import Client
-from rorqual.posttrain.generate import Drawing, ServerTeacher, TeacherGone, open_teacher
+from rorqual.posttrain.generate import ByDomain, Drawing, ServerTeacher, TeacherGone, open_teacher
 from tests.posttrain import teachers
 from tests.posttrain.tiny_chat import write_model
 
@@ -97,3 +97,17 @@ def test_a_server_that_is_not_there_is_told_at_once():
 def test_equal_draws_are_refused():
     with pytest.raises(ConfigError, match="temperature 0 makes them equal"):
         Drawing(n=2, temperature=0.0)
+
+
+def test_every_domain_has_its_expert():
+    maths, others = teachers.Scripted(lambda name, *_: f"maths {name}"), teachers.Scripted(lambda name, *_: f"other {name}")
+    domains = {"q0": "math", "q1": "code", "q2": "math", "q3": "law"}
+    found = dict(ByDomain({"math": maths, "*": others}, domains).draw(ASKED[:4], Drawing()))
+    assert {name: drafts[0].content for name, drafts in found.items()} == {
+        "q0": "maths q0",
+        "q1": "other q1",
+        "q2": "maths q2",
+        "q3": "other q3",
+    }
+    with pytest.raises(ConfigError, match="no teacher for the domain code, law"):
+        ByDomain({"math": maths}, domains)
