@@ -49,7 +49,8 @@ MODULES = MappingProxyType(
         "livecodebench": ("livecodebench",),
         "needle": ("needle",),
         "polyglot": tuple(f"polyglot_{name}" for name in (*POLYGLOT, *(f"{name}_whole" for name in POLYGLOT))),
-        "named": ("race_middle", "race_high", "ceval", "cmmlu", "c3", "ccpm", "cluewsc", "cmrc", "mmmlu", "gpqa", "simpleqa", "aime"),
+        "gpqa": ("gpqa",),
+        "named": ("race_middle", "race_high", "ceval", "cmmlu", "c3", "ccpm", "cluewsc", "cmrc", "mmmlu", "simpleqa", "aime"),
     }
 )
 """File of this folder to the names of the tasks that its function `task` makes."""
