@@ -87,7 +87,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         build(made, root / "data", executor=executor)
     command = ["pretrain", str(root / "config.json"), "--data", str(root / "data"), "--out", str(root / "run")]
     assert main([*command, "--train.total-tokens", "120000"]) == 0
-    return root / "run"
+    return root
 
 
 @pytest.fixture(params=["random", "trained"])
@@ -99,7 +99,8 @@ def model(request: pytest.FixtureRequest) -> Iterator[EngineModel]:
     from rorqual.cli.model_folder import load_folder
     from rorqual.inference.engine import Engine
 
-    loaded = load_folder(request.getfixturevalue("trained"))
+    root = request.getfixturevalue("trained")
+    loaded = load_folder(root / "run", root / "data" / "tokenizer")
     yield EngineModel(Engine(loaded.model, loaded.tokenizer), loaded.tokenizer, "trained")
 
 
