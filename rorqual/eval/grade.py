@@ -140,7 +140,7 @@ def _apart(
 def _support(interpreter: str) -> dict[str, bytes]:
     """The two files that run in boxes, compiled where the boxes' Python is this one: that saves compiling them in every run."""
     base = "rorqual/eval/isolation"
-    ours: str = getattr(sys, "_base_executable", "") or sys.executable
+    ours = str(getattr(sys, "_base_executable", "") or sys.executable)
     same = Path(interpreter).resolve() == Path(ours).resolve()
     out = {"rorqual/__init__.py": b"", "rorqual/eval/__init__.py": b"", f"{base}/__init__.py": b""}
     for name in ("link", "tested"):
@@ -149,6 +149,6 @@ def _support(interpreter: str) -> dict[str, bytes]:
             out[f"{base}/{name}.py"] = source.read_bytes()
             continue
         with tempfile.TemporaryDirectory() as folder:
-            made = py_compile.compile(str(source), f"{folder}/x.pyc", dfile=f"{base}/{name}.py", doraise=True)
-            out[f"{base}/{name}.pyc"] = Path(made).read_bytes()
+            py_compile.compile(str(source), f"{folder}/x.pyc", dfile=f"{base}/{name}.py", doraise=True)
+            out[f"{base}/{name}.pyc"] = Path(folder, "x.pyc").read_bytes()
     return out

@@ -143,6 +143,7 @@ def launch(wanted: dict[str, Any], settings: Settings, index: int, link: socket.
             os.setsid()
             for number, handle in enumerate((source, out[1], err[1], *([link.fileno()] if link else []))):
                 os.dup2(handle, number)
+            _close_others({*kept[1:], trouble[1]}, 4 if link else 3)
             for handle in kept[1:]:
                 os.set_inheritable(handle, True)
             _confine(wanted, settings, uid, folder, asker)
@@ -184,6 +185,14 @@ def _confine(wanted: dict[str, Any], settings: Settings, uid: int | None, folder
         os.chdir("/")
 
 
+def _close_others(kept: set[int], first: int) -> None:
+    """Closes every descriptor from `first` on but these."""
+    for handle in sorted(kept):
+        os.closerange(first, handle)
+        first = handle + 1
+    os.closerange(first, 1 << 16)
+
+
 def _memory_file(name: str, content: bytes) -> int:
     handle = os.memfd_create(name, os.MFD_CLOEXEC)
     view = memoryview(content)
@@ -216,13 +225,15 @@ def _folder(wanted: dict[str, Any], settings: Settings, uid: int | None) -> str:
 
 
 def _usage(folder: str, bytes_limit: int, count_limit: int) -> tuple[int, int]:
-    """Bytes and files below a folder; stops once one of the limits is passed, and counts names too long to be followed as too many files."""
+    """Bytes and files below a folder; stops once one of the limits is passed. Very deep nesting counts as too many files."""
     total = count = 0
     waiting = [folder]
     while waiting and total <= bytes_limit and count <= count_limit:
         place = waiting.pop()
         count += 1
-        try:
+        if len(place) > 2000:
+            return total, count_limit + 1
+        with contextlib.suppress(OSError):  # most often: it is gone meanwhile
             for name in os.listdir(place):
                 found = os.lstat(f"{place}/{name}")
                 if stat.S_ISDIR(found.st_mode):
@@ -230,9 +241,6 @@ def _usage(folder: str, bytes_limit: int, count_limit: int) -> tuple[int, int]:
                 else:
                     total += found.st_blocks * 512
                     count += 1
-        except OSError as error:  # most often: it is gone meanwhile
-            if error.errno == errno.ENAMETOOLONG:
-                return total, count_limit + 1
     return total, count
 
 
@@ -241,8 +249,10 @@ def remove(folder: str) -> None:
     try:
         _remove(folder, 40)
     except OSError:
-        subprocess.run(["chmod", "-R", "u+rwX", folder], stderr=subprocess.DEVNULL, check=False)
-        subprocess.run(["rm", "-rf", "--one-file-system", folder], stderr=subprocess.DEVNULL, check=False)
+        erase = ["rm", "-rf", "--one-file-system", folder]
+        if subprocess.run(erase, stderr=subprocess.DEVNULL, check=False).returncode:
+            subprocess.run(["chmod", "-R", "u+rwX", folder], stderr=subprocess.DEVNULL, check=False)
+            subprocess.run(erase, stderr=subprocess.DEVNULL, check=False)
 
 
 def _remove(folder: str, depth: int) -> None:

@@ -24,6 +24,7 @@ from rorqual.eval.isolation.settings import Settings, allowed
 def main() -> None:
     """Serves the control socket at descriptor `sys.argv[1]`; settings are the JSON object in `sys.argv[2]`."""
     control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
     settings = Settings(**json.loads(sys.argv[2]))
     folder = ""
     try:
@@ -51,7 +52,7 @@ def main() -> None:
 def _serve(control: socket.socket, settings: Settings) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended runs are collected by the system
     while True:
-        data, ancillary, _, _ = control.recvmsg(16, socket.CMSG_SPACE(4))
+        data, ancillary, _, _ = control.recvmsg(16, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
         if not data:
             return
         for level, kind, value in ancillary:
