@@ -7,10 +7,12 @@ evaluates them all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from types import MappingProxyType
 
 from rorqual.data.counters import Draws
 
+MOST_DIGITS = 5
 _PLACES = ("ones", "tens", "hundreds", "thousands", "ten thousands", "hundred thousands")
 _THINGS = ("apples", "books", "coins", "marbles", "pencils", "stamps", "tickets", "shells")
 _NAMES = ("Ada", "Ben", "Chen", "Dora", "Emil", "Fatima", "Goran", "Hana")
@@ -24,8 +26,15 @@ def documents(seed: int, count: int, start: int = 0) -> Iterator[str]:
 
 def document(seed: int, index: int) -> str:
     """One document: two to six worked problems, separated by blank lines."""
-    draws = Draws("arithmetic", seed, index)
-    return "\n".join(_PROBLEMS[draws.below(len(_PROBLEMS))](draws) for _ in range(draws.between(2, 6)))
+    draws, kinds = Draws("arithmetic", seed, index), tuple(_PROBLEMS)
+    return "\n".join(_PROBLEMS[kinds[draws.below(len(kinds))]](draws, MOST_DIGITS) for _ in range(draws.between(2, 6)))
+
+
+def problem(seed: int, index: int, kinds: Sequence[str], digits: int = MOST_DIGITS) -> tuple[str, str]:
+    """(kind, text) of one problem of the kinds given, with numbers of at most `digits` digits; a function of its arguments alone."""
+    draws = Draws("arithmetic problem", seed, index)
+    kind = kinds[draws.below(len(kinds))]
+    return kind, _PROBLEMS[kind](draws, digits)
 
 
 def _number(draws: Draws, digits: int) -> int:
@@ -38,8 +47,8 @@ def _solved(question: str, steps: list[str], answer: int | str) -> str:
     return "\n".join([f"Question: {question}", *steps, f"Answer: \\boxed{{{answer}}}", ""])
 
 
-def _addition(draws: Draws) -> str:
-    a, b = _number(draws, 5), _number(draws, 5)
+def _addition(draws: Draws, digits: int) -> str:
+    a, b = _number(draws, digits), _number(draws, digits)
     return _solved(f"What is {a} + {b}?", [*_add_steps(a, b), f"{a} + {b} = {a + b}"], a + b)
 
 
@@ -55,8 +64,8 @@ def _add_steps(a: int, b: int) -> list[str]:
     return steps
 
 
-def _subtraction(draws: Draws) -> str:
-    a, b = _number(draws, 5), _number(draws, 5)
+def _subtraction(draws: Draws, digits: int) -> str:
+    a, b = _number(draws, digits), _number(draws, digits)
     low, high = sorted((a, b))
     steps, borrow = [], 0
     for place in range(len(str(high))):
@@ -71,8 +80,8 @@ def _subtraction(draws: Draws) -> str:
     return _solved(f"What is {a} - {b}?", steps, a - b)
 
 
-def _multiplication(draws: Draws) -> str:
-    a, b = _number(draws, 4), _number(draws, 3)
+def _multiplication(draws: Draws, digits: int) -> str:
+    a, b = _number(draws, min(digits, 4)), _number(draws, min(digits, 3))
     parts = [digit * 10**place for place, digit in enumerate(map(int, reversed(str(b)))) if digit] or [0]
     steps = [f"{a} * {part} = {a * part}" for part in parts] if len(parts) > 1 else []
     total = a * parts[0]
@@ -82,29 +91,29 @@ def _multiplication(draws: Draws) -> str:
     return _solved(f"What is {a} * {b}?", [*steps, f"{a} * {b} = {total}"], total)
 
 
-def _division(draws: Draws) -> str:
-    divisor, quotient = draws.between(2, 99), _number(draws, 3)
+def _division(draws: Draws, digits: int) -> str:
+    divisor, quotient = draws.between(2, 99), _number(draws, min(digits, 3))
     rest = draws.below(divisor)
     a = divisor * quotient + rest
     steps = [f"{divisor} * {quotient} = {divisor * quotient}", f"{a} - {divisor * quotient} = {rest}", f"{rest} < {divisor}"]
     return _solved(f"What is the remainder of {a} divided by {divisor}?", [*steps, f"{a} % {divisor} = {rest}"], rest)
 
 
-def _chain(draws: Draws) -> str:
+def _chain(draws: Draws, digits: int) -> str:
     """Three to five numbers under + and -, from left to right."""
-    value = _number(draws, 3)
+    value = _number(draws, min(digits, 3))
     text, steps = str(value), []
     for _ in range(draws.between(2, 4)):
-        term, sign = _number(draws, 2), "+-"[draws.below(2)]
+        term, sign = _number(draws, min(digits, 2)), "+-"[draws.below(2)]
         after = value + term if sign == "+" else value - term
         steps.append(f"{value} {sign} {term} = {after}")
         text, value = f"{text} {sign} {term}", after
     return _solved(f"What is {text}?", [*steps, f"{text} = {value}"], value)
 
 
-def _precedence(draws: Draws) -> str:
+def _precedence(draws: Draws, digits: int) -> str:
     """One product inside a sum, with or without brackets around the sum."""
-    a, b, c = _number(draws, 2), _number(draws, 2), draws.between(2, 12)
+    a, b, c = _number(draws, min(digits, 2)), _number(draws, min(digits, 2)), draws.between(2, 12)
     if draws.below(2):
         return _solved(
             f"What is {a} + {b} * {c}?",
@@ -117,8 +126,8 @@ def _precedence(draws: Draws) -> str:
     )
 
 
-def _comparison(draws: Draws) -> str:
-    a, b = _number(draws, 5), _number(draws, 5)
+def _comparison(draws: Draws, digits: int) -> str:
+    a, b = _number(draws, digits), _number(draws, digits)
     if draws.below(2):  # numbers that differ in the last digits only
         b = max(0, a + draws.between(-9, 9))
     sign = "<" if a < b else ">" if a > b else "="
@@ -135,7 +144,7 @@ def _digits(n: int) -> str:
     return "1 digit" if n < 10 else f"{len(str(n))} digits"
 
 
-def _story(draws: Draws) -> str:
+def _story(draws: Draws, digits: int) -> str:
     """A few sentences: so many, some more, some given away, perhaps all of it several times."""
     name, thing = _NAMES[draws.below(len(_NAMES))], _THINGS[draws.below(len(_THINGS))]
     have, more = draws.between(2, 90), draws.between(2, 60)
@@ -149,13 +158,11 @@ def _story(draws: Draws) -> str:
     return _solved(f"{text} A friend has {times} times what is left. How many {thing} does the friend have?", steps, left * times)
 
 
-_PROBLEMS: tuple[Callable[[Draws], str], ...] = (
-    _addition,
-    _subtraction,
-    _multiplication,
-    _division,
-    _chain,
-    _precedence,
-    _comparison,
-    _story,
-)
+_PROBLEMS: MappingProxyType[str, Callable[[Draws, int], str]] = MappingProxyType(
+    {
+        "addition": _addition, "subtraction": _subtraction, "multiplication": _multiplication, "remainder": _division, "chain": _chain,
+        "precedence": _precedence, "comparison": _comparison, "story": _story,
+    }
+)  # fmt: skip
+KINDS = tuple(_PROBLEMS)
+"""Names of the kinds of problems."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,14 +22,9 @@ from rorqual.train.rundir import write_atomic
 Split = Literal["sft", "rl", "heldout"]
 SPLITS: tuple[Split, ...] = ("sft", "rl", "heldout")
 _SHARES = (60, 30, 10)  # per cent of all questions
-_KINDS = {
-    "addition": r"What is \d+ \+ \d+\?", "subtraction": r"What is \d+ - \d+\?", "multiplication": r"What is \d+ \* \d+\?",
-    "remainder": r"What is the remainder of .*", "chain": r"What is \d+(?: [+-] \d+){2,}\?", "precedence": r"What is .*[(*].*[+*].*\?|What is \d+ \+ \d+ \* \d+\?",
-    "comparison": r"Which is larger, .*", "story": r".* How many .*",
-}  # fmt: skip
-KINDS = tuple(_KINDS)
+KINDS = synthetic.KINDS
 _PATIENCE = 20_000
-"""Documents in a row without a new question after which there are no more."""
+"""Problems in a row without a new question after which there are no more."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +67,16 @@ def split_of(question: str) -> Split:
     return "sft" if draw < _SHARES[0] else "rl" if draw < _SHARES[0] + _SHARES[1] else "heldout"
 
 
-def problems_of(document: str) -> Iterator[Worked]:
-    """The problems of one document of the corpus."""
-    for text in document.split("\n\n"):
-        question, *steps, answer = text.strip().split("\n")
-        question = question.removeprefix("Question: ")
-        kind = next(kind for kind in ("chain", *KINDS) if re.fullmatch(_KINDS[kind], question))
-        yield Worked(kind, question, tuple(steps), answer.removeprefix("Answer: \\boxed{").removesuffix("}"))
+def read_problem(kind: str, text: str) -> Worked:
+    """A problem as the corpus writes it, taken apart."""
+    question, *steps, answer = text.strip().split("\n")
+    return Worked(kind, question.removeprefix("Question: "), tuple(steps), answer.removeprefix("Answer: \\boxed{").removesuffix("}"))
 
 
 def questions_of(seed: int, count: int) -> set[str]:
     """Questions of the first `count` documents of a seed: what a corpus has shown already."""
-    return {one.question for document in synthetic.documents(seed, count) for one in problems_of(document)}
+    texts = (text for document in synthetic.documents(seed, count) for text in document.split("\n\n"))
+    return {read_problem("", text).question for text in texts}
 
 
 def draw(
@@ -101,17 +94,16 @@ def draw(
     found: dict[str, Worked] = {}
     index = waited = 0
     while len(found) < count:
-        before = len(found)
-        for one in problems_of(synthetic.document(seed, index)):
-            wanted = one.kind in kinds and one.largest <= max_digits and one.question not in exclude
-            if wanted and split_of(one.question) == split:
-                found.setdefault(one.question, one)
-        index, waited = index + 1, 0 if len(found) > before else waited + 1
+        one = read_problem(*synthetic.problem(seed, index, tuple(kinds), max_digits))
+        new = one.largest <= max_digits and one.question not in exclude and one.question not in found and split_of(one.question) == split
+        if new:
+            found[one.question] = one
+        index, waited = index + 1, 0 if new else waited + 1
         if waited > _PATIENCE:
             raise ConfigError(
                 f"only {len(found)} different questions of {', '.join(kinds)} with numbers of at most {max_digits} digits in the set {split!r}, {count} were asked for; ask for fewer, or allow more kinds or digits"
             )
-    return list(found.values())[:count]
+    return list(found.values())
 
 
 def write_sets(

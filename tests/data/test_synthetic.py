@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rorqual.data import synthetic
 from rorqual.data.synthetic import document, documents
 
 EXPRESSION = r"[-(]?\d+(?:[-+*%() ]*\d+)*\)?(?: \* \d+)?"
@@ -144,3 +145,12 @@ first digits that differ: 6 and 1
 36 > 31
 Answer: \\boxed{36}
 """
+
+
+def test_problems_of_a_kind_have_the_digits_asked_for():
+    made = [synthetic.problem(0, index, ("addition", "comparison"), 2) for index in range(300)]
+    assert {kind for kind, _ in made} == {"addition", "comparison"} and made == [
+        synthetic.problem(0, i, ("addition", "comparison"), 2) for i in range(300)
+    ]
+    asked = [re.findall(r"\d+", text.splitlines()[0]) for _, text in made]
+    assert max(len(number) for numbers in asked for number in numbers) == 2

@@ -11,14 +11,14 @@ import pytest
 from rorqual.data import synthetic
 from rorqual.errors import ConfigError
 from rorqual.posttrain import arithmetic
-from rorqual.posttrain.arithmetic import Worked, draw, key_of, problems_of, questions_of, split_of, write_sets
+from rorqual.posttrain.arithmetic import Worked, draw, key_of, questions_of, read_problem, split_of, write_sets
 from rorqual.posttrain.sft_config import RenderConfig
 from rorqual.posttrain.sft_data import describe, samples_of
 from rorqual.tokenizer import bpe
 
 
-def test_a_document_gives_its_problems():
-    found = [one for document in synthetic.documents(0, 300) for one in problems_of(document)]
+def test_a_problem_is_taken_apart():
+    found = [read_problem(*synthetic.problem(0, index, arithmetic.KINDS)) for index in range(1000)]
     assert {one.kind for one in found} == set(arithmetic.KINDS)
     for one in found:
         asked = re.fullmatch(r"What is ([\d +*()-]+)\?", one.question)
