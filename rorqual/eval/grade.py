@@ -61,10 +61,18 @@ def grade(
 
 def grade_unittest(
     box: Sandbox, files: Mapping[str, str | bytes], tests: Mapping[str, str | bytes], modules: Iterable[str], *, seconds: float | None = None,
-    memory: int | None = None,
+    memory: int | None = None, together: bool = False,
 ) -> Grade:  # fmt: skip
-    """Runs unittest's cases of the `tests` files against `modules`, which lie in `files`. No test file reaches the candidate's box."""
-    names = [Path(name).stem for name in tests if name.endswith(".py")]
+    """Runs unittest's cases of the `tests` files (those named *_test.py) against `modules`, which lie in `files`.
+
+    No test file reaches the candidate's box. `together` puts all in one box, for tests that reach into the candidate's frames: weaker.
+    """
+    names = [Path(name).stem for name in tests if name.endswith("_test.py")]
+    if together:
+        word, own = secret_word(), _support(box.interpreter.command[0])
+        given = json.dumps({"tests": names, "word": word})
+        done = box.run([*box.interpreter.command, "-c", _TEST, "together"], {**tests, **files, **own}, given, seconds, memory)
+        return _verdict(done, "", word)
     return _apart(box, "unittest", {"tests": names, "modules": list(modules)}, files, tests, seconds, memory)
 
 
@@ -128,7 +136,11 @@ def _apart(
     tester = box.program([*python, "-c", _TEST, kind], {**tests, **own}, json.dumps({**given, "word": word}), seconds, memory)
     candidate = box.program([*python, "-c", _SERVE], {**files, **own}, "", seconds, memory)
     found, other = box.run_programs([tester, candidate])
-    limit = found.limit or other.limit
+    return _verdict(found, other.limit, word)
+
+
+def _verdict(found: Result, other_limit: str, word: str) -> Grade:
+    limit = found.limit or other_limit
     said = found.stdout.rstrip("\n").rpartition("\n")[2]
     if limit or not said.startswith(word + " "):
         return Grade(0, 1, f"limit of {limit} passed" if limit else _why(found) or "the tests did not reach their end", limit)
@@ -138,12 +150,12 @@ def _apart(
 
 @functools.cache
 def _support(interpreter: str) -> dict[str, bytes]:
-    """The two files that run in boxes, compiled where the boxes' Python is this one: that saves compiling them in every run."""
+    """The files that run in boxes, compiled where the boxes' Python is this one: that saves compiling them in every run."""
     base = "rorqual/eval/isolation"
     ours = str(getattr(sys, "_base_executable", "") or sys.executable)
     same = Path(interpreter).resolve() == Path(ours).resolve()
     out = {"rorqual/__init__.py": b"", "rorqual/eval/__init__.py": b"", f"{base}/__init__.py": b""}
-    for name in ("link", "tested"):
+    for name in ("link", "remote", "tested"):
         source = _HERE / f"{name}.py"
         if not same:
             out[f"{base}/{name}.py"] = source.read_bytes()

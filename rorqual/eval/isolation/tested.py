@@ -14,7 +14,8 @@ import sys
 import types
 from typing import Any
 
-from rorqual.eval.isolation.link import FarModule, Peer
+from rorqual.eval.isolation.link import Peer
+from rorqual.eval.isolation.remote import FarModule
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def main() -> None:
     sys.setrecursionlimit(10_000)
     peer = Peer(3, guarded=True)
     try:
-        found = {"assertions": _assertions, "unittest": _unittests}[sys.argv[1]](peer, given)
+        found = {"assertions": _assertions, "unittest": _unittests, "together": _together}[sys.argv[1]](peer, given)
     except BaseException as error:
         found = {"passed": 0, "total": 1, "note": f"{type(error).__name__}: {error}"[:500]}
     print(f"\n{given['word']} {json.dumps(found)}", flush=True)
@@ -60,11 +61,16 @@ def _assertions(peer: Peer, given: dict[str, Any]) -> dict[str, Any]:
 
 def _unittests(peer: Peer, given: dict[str, Any]) -> dict[str, Any]:
     """Runs unittest's cases in the modules `given["tests"]`; the modules `given["modules"]` are the candidate's."""
+    for name in given["modules"]:
+        sys.modules[name] = FarModule(name, peer)
+    return _together(peer, given)
+
+
+def _together(peer: Peer, given: dict[str, Any]) -> dict[str, Any]:
+    """The same with the candidate's modules in this box."""
     import io
     import unittest
 
-    for name in given["modules"]:
-        sys.modules[name] = FarModule(name, peer)
     suite = unittest.TestSuite()
     for name in given["tests"]:
         suite.addTests(unittest.defaultTestLoader.loadTestsFromModule(importlib.import_module(name)))

@@ -10,8 +10,9 @@ import threading
 
 import pytest
 
-from rorqual.eval.isolation import link, tested
-from rorqual.eval.isolation.link import CandidateError, Peer, Remote
+from rorqual.eval.isolation import tested
+from rorqual.eval.isolation.link import CandidateError, Peer
+from rorqual.eval.isolation.remote import FarModule, Remote
 
 
 @pytest.fixture
@@ -125,4 +126,4 @@ def test_errors_that_are_none_end_as_the_candidates():
     assert isinstance(peer._fault(["!", "print", ["l", []], "x", None, None]), CandidateError)
     assert isinstance(peer._fault(["!", "", ["l", []], "stop", None, None]), CandidateError)
     assert repr(peer._fault(["!", "KeyError", ["l", ["a"]], "x", None, None])) == "KeyError('a')"
-    assert link.FarModule("m", peer).__name__ == "m" and callable(tested.main)
+    assert FarModule("m", peer).__name__ == "m" and callable(tested.main)
