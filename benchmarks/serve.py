@@ -51,7 +51,7 @@ def decode(model: CausalLM, batch: int, tokens: int, speculative: int, compiled:
     engine = Engine(model, speculative=speculative, max_num_seqs=batch, num_blocks=blocks, compiled=compiled)
 
     def call() -> None:
-        engine.reset_prefix_cache()
+        engine.pool.forget()
         for number, ids in enumerate(prompts(model, batch, 32)):
             engine.add_request(str(number), ids, params)
         while engine.has_work:

@@ -27,6 +27,7 @@ from rorqual.inference.params import SamplingParams
 from rorqual.inference.runner import Runner
 from rorqual.inference.sampler import Draw, TokenLogprobs, draw, token_logprobs
 from rorqual.inference.scheduler import Scheduler, Sequence, Work
+from rorqual.kernels import decode
 from rorqual.model.transformer import CausalLM
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ class Engine:
     speculative: "auto" (one draft where the model has an MTP module, switched off while it does not pay), 0, or k drafts.
     vocab_limit: ids from there up are never sampled (default: the tokenizer's size). end_ids: tokens that end an answer beside the
     configuration's (inference.prompts.end_ids reads a folder's). poison: test mode, free slots hold NaN.
-    compiled: False keeps to PyTorch where the compiled decode step would run.
+    compiled: False keeps to PyTorch where the compiled decode step would run. weights: type that it keeps matrices in, "fp32", "bf16", "fp16"
+    or "int8" (default: the model's own); the last two change results, `runner.weight_error()` says by how much.
     enable_return_routed_experts: record which experts every token went to, as vLLM's option of that name.
     """
 
@@ -97,6 +99,7 @@ class Engine:
         queue_limit: int | None = None,
         poison: bool = False,
         compiled: bool = True,
+        weights: str | None = None,
         enable_return_routed_experts: bool = False,
     ) -> None:
         config = model.config
@@ -112,6 +115,8 @@ class Engine:
         if self._vocab_limit is not None and not 1 <= self._vocab_limit <= config.vocab_size:
             raise ConfigError(f"vocab_limit ({self._vocab_limit}) must be from 1 to the model's vocab_size ({config.vocab_size})")
         dtype = model.model.norm.weight.dtype
+        if compiled and dtype == torch.bfloat16 and decode.usable(config, model.state_dict()) is None:
+            dtype = torch.float32  # the compiled step computes in FP32 whatever the weights are kept in
         layers = config.num_hidden_layers + min(self.num_drafts, depth)
         if num_blocks is None:
             wanted = max_num_seqs * -(-config.max_position_embeddings // BLOCK_SIZE)
@@ -126,7 +131,7 @@ class Engine:
         self.scheduler = Scheduler(
             self.pool, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, queue_limit=queue_limit
         )
-        self.runner = Runner(model, self.storage, self.num_drafts, self._vocab_limit, compiled=compiled)
+        self.runner = Runner(model, self.storage, self.num_drafts, self._vocab_limit, compiled=compiled, weights=weights)
         self._requests: dict[str, list[Sequence]] = {}
         self._arrivals = 0
         self._counts = EngineStats()
@@ -179,10 +184,11 @@ class Engine:
                 self.scheduler.remove(sequence)
 
     def reset_prefix_cache(self) -> None:
-        """Forgets cached prefixes, as a change of the weights requires; ConfigError while requests are unfinished."""
+        """Forgets cached prefixes and takes the weights' present values, as a change of the weights requires; ConfigError while requests are unfinished."""
         if self.has_work:
             raise ConfigError(f"{len(self._requests)} requests are unfinished; finish or abort them before the prefix cache is reset")
         self.pool.forget()
+        self.runner.refresh()
 
     @torch.no_grad()
     def step(self) -> list[StepOutput]:

@@ -1,18 +1,22 @@
 """Runs a step's work through the model over the paged cache: the trunk, the MTP modules, the head.
 
-Decode rows, drafts and short ends of prompts go through the compiled step (kernels.decode) where it takes the model: all of them in one
-flat batch, each row's result independent of the others to the bit. Longer chunks, and every piece without the compiled step, run
-through the model's own modules, pieces of equal width together, so nothing is padded; attention chooses its form by the number of
-query positions (model.mla): expanded for chunks, absorbed for a few rows. Shape letters: n rows, s positions, m model width, k drafts.
+Decode rows, drafts and short ends of prompts go through the compiled step (kernels.decode) where it takes the model, else through the lean
+PyTorch step (inference.eager): all of them in one flat batch, each row's result independent of the others. Longer chunks, and models that
+neither step takes, run through the model's own modules, pieces of equal width together, so nothing is padded; attention chooses its form by
+the number of query positions (model.mla): expanded for chunks, absorbed for a few rows. Shape letters: n rows, s positions, m model width,
+k drafts.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from rorqual.errors import ConfigError
+from rorqual.inference import eager
 from rorqual.inference.paged import PagedStorage, PagedView
 from rorqual.inference.sampler import sample
 from rorqual.inference.scheduler import Sequence, Work
@@ -21,31 +25,60 @@ from rorqual.model.transformer import CausalLM
 
 COMPILED_WIDTH = 16
 """Positions of one sequence up to which a piece of work is given to the compiled step; longer ones are GEMMs' business."""
+FLAT_ROWS = 64
+"""Rows of one call of the step: its scratch grows with them."""
 
 
 class Runner:
     """`num_drafts` guesses per sequence come from the model's MTP modules; beyond their number the last one runs on its own states.
 
-    `compiled` False keeps to the model's modules; `why_not` says why the compiled step is not used, None where it is.
+    `compiled` False keeps to PyTorch; `why_not` says why the compiled step is not used, None where it is. `weights` is the type that the
+    compiled step keeps matrices in (default: the model's own); with another one than FP32 it runs chunks too, so that every state comes from
+    the same weights in FP32 arithmetic. ConfigError where the step cannot run and the type is not the model's own.
     """
 
     def __init__(
-        self, model: CausalLM, storage: PagedStorage, num_drafts: int = 0, vocab_limit: int | None = None, *, compiled: bool = True
-    ) -> None:
+        self, model: CausalLM, storage: PagedStorage, num_drafts: int = 0, vocab_limit: int | None = None, *, compiled: bool = True,
+        weights: str | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.storage, self._vocab_limit = model, storage, vocab_limit
         self.modules = min(num_drafts, model.config.num_nextn_predict_layers)
         self._device = model.head_weight.device
-        self._step: decode.DecodeStep | None = None
-        self.why_not: str | None = "switched off"
-        if compiled and storage.values.dtype == torch.float32:
-            tensors = {name: value.detach() for name, value in model.state_dict().items()}
-            self.why_not = decode.usable(model.config, tensors)
-            if self.why_not is None:
-                self._step = decode.DecodeStep(model.config, tensors, model.rope.inv_freq, model.rope.amplitude, model.rope.softmax_scale)
+        self._step: decode.DecodeStep | eager.EagerStep | None = None
+        own = "bf16" if model.model.norm.weight.dtype == torch.bfloat16 else "fp32"
+        tensors, rope = {name: value.detach() for name, value in model.state_dict().items()}, model.rope
+        self.why_not = decode.usable(model.config, tensors) if compiled else "switched off"
+        if self.why_not is None and storage.values.dtype != torch.float32:
+            self.why_not = f"the cache is {storage.values.dtype}"
+        if self.why_not is not None and weights not in (None, own):
+            raise ConfigError(f"weights ({weights!r}) need the compiled step, which does not run: {self.why_not}; use {own!r}")
+        self._width: float = COMPILED_WIDTH if (weights or own) == "fp32" else math.inf
+        if self.why_not is None:
+            self._step = decode.DecodeStep(model.config, tensors, rope.inv_freq, rope.amplitude, rope.softmax_scale, weights or own)
+        elif storage.values.dtype == torch.float32 and eager.usable(model.config, tensors) is None:
+            self._step = eager.EagerStep(model.config, tensors, rope.inv_freq, rope.amplitude, rope.softmax_scale)
+
+    def refresh(self) -> None:
+        """Follows a change of the model's weights."""
+        if isinstance(self._step, decode.DecodeStep):
+            self._step.refresh()
+
+    @torch.no_grad()
+    def weight_error(self) -> tuple[float, float] | None:
+        """(relative error of the matrices, of the logits on 16 fixed tokens) that a lossy type makes against the model itself; None for others."""
+        step = self._step
+        if not isinstance(step, decode.DecodeStep) or not step.lossy:
+            return None
+        ids = torch.linspace(0, self.model.config.vocab_size - 1, 16).long()
+        want = self.model.logits(self.model(ids.unsqueeze(0)).hidden[0])
+        values, positions = self.storage.values, torch.arange(16)
+        storage = torch.zeros(values.shape[0], 1, 16, values.shape[3])
+        got = step.logits(step.trunk(ids, positions, torch.zeros(16, 1, dtype=torch.int64), storage))
+        return step.weight_error(), float((got - want).norm() / want.norm().clamp_min(1e-30))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head on rows of states."""
-        if self._step is not None and len(hidden) <= 4 * COMPILED_WIDTH:
+        if self._step is not None and (len(hidden) <= FLAT_ROWS or self._width > COMPILED_WIDTH):
             return self._step.logits(hidden)
         return self.model.logits(hidden)
 
@@ -53,9 +86,9 @@ class Runner:
         """States [s m] after the final norm for each piece of work, in its order; writes the trunk's entries."""
         out: list[Tensor] = [torch.empty(0)] * len(work)
         widths = [one.end + len(one.drafts) - one.sequence.computed for one in work]
-        short = [number for number, width in enumerate(widths) if self._step is not None and width <= COMPILED_WIDTH]
+        short = [number for number, width in enumerate(widths) if self._step is not None and width <= self._width]
         if short:
-            for number, states in zip(short, self._compiled_trunk([work[number] for number in short]), strict=True):
+            for number, states in zip(short, self._flat_trunk([work[number] for number in short]), strict=True):
                 out[number] = states
         rest = [number for number in range(len(work)) if number not in set(short)]
         for group_of_rest in _by_width(widths[number] for number in rest):
@@ -76,7 +109,7 @@ class Runner:
                 out[number] = states
         return out
 
-    def _compiled_trunk(self, work: list[Work]) -> list[Tensor]:
+    def _flat_trunk(self, work: list[Work]) -> list[Tensor]:
         assert self._step is not None
         ids: list[int] = []
         positions: list[int] = []
@@ -89,14 +122,21 @@ class Runner:
         tables = self._tables([one.sequence for one in work], counts)
         kept, places = self.storage.routes, self._tensor(positions)
         routes = None if kept is None or not kept.shape[2] else torch.empty(kept.shape[2], len(ids), kept.shape[3], dtype=torch.int64)
-        hidden = self._step.trunk(self._tensor(ids), places, tables, self.storage.values, routes)
+        every, step, made = self._tensor(ids), self._step, []
+        for at in range(0, len(ids), FLAT_ROWS):
+            some = slice(at, at + FLAT_ROWS)
+            into = routes if routes is None or len(ids) <= FLAT_ROWS else torch.empty_like(routes[:, some])
+            made.append(step.trunk(every[some], places[some], tables[some], self.storage.values, into))
+            if routes is not None and into is not None and into is not routes:
+                routes[:, some] = into
+        hidden = made[0] if len(made) == 1 else torch.cat(made)
         if routes is not None:
             self.storage.keep(tables, places.unsqueeze(1), routes.transpose(0, 1).unsqueeze(1))
         return list(hidden.split(counts))
 
     def _mtp(self, index: int, group: list[Sequence], hidden: Tensor, ids: list[list[int]], positions: Tensor) -> Tensor:
         """One MTP module on states [b s m]."""
-        if self._step is None or hidden.shape[1] > COMPILED_WIDTH:
+        if self._step is None or hidden.shape[1] > self._width:
             return self.model.mtp_hidden(index, hidden, self._tensor(ids), positions, self._view(group, positions))
         width = hidden.shape[1]
         tables = self._tables(group, [width] * len(group))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOURCES = [Path(__file__).with_name(name) for name in ("native.cpp", "fp8.cpp", "decode.cpp", "sampling.cpp")]
+HEADERS = [Path(__file__).with_name("panels.h")]
 _FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
 
 
@@ -76,7 +77,7 @@ def _load(path: str, openmp: bool) -> ctypes.CDLL:
     version = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()[0]
     tuned = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
     flags = [*_FLAGS, tuned, *(["-fopenmp"] if openmp else [])]
-    key = "\0".join([*(source.read_text() for source in SOURCES), version, instruction_set(), *flags])
+    key = "\0".join([*(source.read_text() for source in SOURCES + HEADERS), version, instruction_set(), *flags])
     target = cache_folder() / "kernels" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 // One decode step of a DeepSeek-V3-family model: whole blocks, norm to residual, for a few rows over a paged latent cache
-// (report sections 2.1.1 and 2.1.2). FP32. One parallel region a call; weights are read once for all rows of a tile.
+// (report sections 2.1.1 and 2.1.2). Arithmetic in FP32. One parallel region a call; weights are read once for all rows of a tile.
 //
 // A row's sums never depend on which or how many other rows there are: every dot product runs over its elements in the same
-// order in 16 lanes, whatever the tile, and rows share nothing else. Threads split outputs, never sums.
+// order, whatever the tile, and rows share nothing else. Threads split outputs, never sums.
 // Letters: n rows, m model width, h heads, d width of a head without rotation, r rotary width, c latent width, v value width.
 
 #include <cmath>
@@ -99,20 +99,6 @@ inline void some_outputs(const float* const* x, long n, const float* w, long k, 
     for (; out < last; out++) outputs<1>(x, n, w + out * k, k, y, out);
 }
 
-constexpr long STRIPE = 32;  // outputs that a thread takes at a time
-// y = x W^T; to be called by all threads of a region
-void linear(const float* x, long ldx, const float* w, float* y, long ldy, long n, long k, long o) {
-    const float* in[64];
-    float* out[64];
-#pragma omp for schedule(static)
-    for (long first = 0; first < o; first += STRIPE)
-        for (long row = 0; row < n; row += 64) {
-            long rows = n - row < 64 ? n - row : 64;
-            for (long i = 0; i < rows; i++) in[i] = x + (row + i) * ldx, out[i] = y + (row + i) * ldy;
-            some_outputs(in, rows, w, k, out, first, first + STRIPE < o ? first + STRIPE : o);
-        }
-}
-
 inline void rms_norm(const float* x, const float* w, float* y, long m, float eps) {
     lanes squares = lanes{};
     long i = 0;
@@ -181,6 +167,8 @@ inline void mix_entries(const float* a, long count, const int64_t* table, long b
 
 }  // namespace
 
+#include "panels.h"
+
 extern "C" {
 
 // Sizes of the model, in the order in which decode.py fills them.
@@ -191,12 +179,13 @@ struct Sizes {
 
 // Weights of one block; null where the block has none.
 struct Weights {
-    const float *input_norm, *q_a, *q_norm, *q_b, *kv_a, *kv_norm, *kv_b, *o, *post_norm, *gate, *bias, *gate_up, *down, *ffn_gate, *ffn_up, *ffn_down;
+    const float *input_norm, *q_norm, *kv_norm, *post_norm, *bias, *kv_b;
+    Matrix q_a, q_b, kv_a, o, gate, gate_up, down, ffn_gate, ffn_up, ffn_down;
 };
 
-void rq_linear(const float* x, const float* w, float* y, long n, long k, long o) {
+void rq_linear(const float* x, const Matrix* w, float* y, long n, long k, long o) {
 #pragma omp parallel
-    linear(x, k, w, y, o, n, k, o);
+    linear(x, k, *w, y, o, n, k, o);
 }
 
 void rq_norm_rows(const float* x, const float* w, float* y, long n, long m, float eps) {
@@ -351,7 +340,7 @@ void experts(const Sizes& s, const Weights& w, Scratch& b, float* x, long n) {
 #pragma omp for schedule(static, 1)
     for (long job = 0; job < s.experts * stripes; job++) {
         const long e = job / stripes, first = job % stripes * STRIPE, last = first + STRIPE < f ? first + STRIPE : f;
-        const float* weight = w.gate_up + e * 2 * f * s.m;
+        const Matrix gates = part(w.gate_up, 2 * e, f, s.m), ups = part(w.gate_up, 2 * e + 1, f, s.m);
         for (long at = b.starts[e]; at < b.starts[e + 1]; at += 64) {
             long rows = b.starts[e + 1] - at < 64 ? b.starts[e + 1] - at : 64;
             for (long i = 0; i < rows; i++) {
@@ -360,8 +349,8 @@ void experts(const Sizes& s, const Weights& w, Scratch& b, float* x, long n) {
                 gate[i] = b.hidden + slot * f;
                 up[i] = b.up + slot * f;
             }
-            some_outputs(in, rows, weight, s.m, gate, first, last);
-            some_outputs(in, rows, weight + f * s.m, s.m, up, first, last);
+            outputs_of(in, rows, gates, s.m, gate, first, last, f);
+            outputs_of(in, rows, ups, s.m, up, first, last, f);
             for (long i = 0; i < rows; i++)
                 for (long k = first; k < last; k++) gate[i][k] = silu(gate[i][k]) * up[i][k];
         }
@@ -372,7 +361,7 @@ void experts(const Sizes& s, const Weights& w, Scratch& b, float* x, long n) {
         for (long at = b.starts[e]; at < b.starts[e + 1]; at += 64) {
             long rows = b.starts[e + 1] - at < 64 ? b.starts[e + 1] - at : 64;
             for (long i = 0; i < rows; i++) in[i] = b.hidden + b.order[at + i] * f, out[i] = b.rows + b.order[at + i] * s.m;
-            some_outputs(in, rows, w.down + e * s.m * f, f, out, first, last);
+            outputs_of(in, rows, part(w.down, e, s.m, f), f, out, first, last, s.m);
         }
     }
     if (s.shared) swiglu_ffn(s, w, b, b.shared, n, s.shared);
@@ -421,7 +410,7 @@ void rq_decode(const Sizes* sizes, const Weights* blocks, long layers, float* x,
         const Weights& w = blocks[l];
         attention(s, w, b, x, cos, sin, positions, tables, table_width, cache[l], n, longest);
         norms(x, s.m, w.post_norm, b.u, s.m, n, s.m, s.eps);
-        if (w.gate) {
+        if (w.gate.data) {
             if (routes) b.experts = routes, routes += slots;
             experts(s, w, b, x, n);
         } else {

@@ -1,0 +1,72 @@
+"""Panels hold a matrix's values in the order that the kernel reads; the lossy types by their rounding."""
+
+import ctypes
+
+import pytest
+import torch
+
+from rorqual.errors import ConfigError
+from rorqual.kernels import native
+from rorqual.kernels.decode import _Matrix
+from rorqual.kernels.panels import KINDS, Panels
+
+
+def _weight(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_layout_and_values():
+    weight = torch.arange(18.0 * 3).view(18, 3)
+    panels = Panels(weight)
+    assert panels.values.shape == (1, 2, 3, 16) and panels.outputs == 18
+    assert panels.values[0, 0, 1].tolist() == [3.0 * o + 1 for o in range(16)]
+    assert panels.values[0, 1, 2].tolist() == [50.0, 53.0] + [0.0] * 14
+    assert torch.equal(panels.dense()[0], weight)
+    stacked = _weight(3, 10, 7)
+    assert torch.equal(Panels(stacked, halves=True).dense(), stacked.view(6, 5, 7))
+    panels.fill(weight + 1)
+    assert torch.equal(panels.dense()[0], weight + 1)
+
+
+def test_types_and_their_errors():
+    weight = _weight(40, 64)
+    assert Panels(weight.bfloat16(), "bf16").relative_error(weight.bfloat16()) == 0.0
+    assert 1e-4 < Panels(weight, "fp16").relative_error(weight) < 4e-4
+    int8 = Panels(weight, "int8")
+    assert 4e-3 < int8.relative_error(weight) < 1e-2
+    assert int8.scale is not None and torch.equal(int8.scale[0, :40], weight.abs().amax(1) / 127)
+    assert (int8.dense()[0] - weight).abs().max() <= (weight.abs().amax() / 254) * 1.0001
+    assert Panels(torch.zeros(4, 4), "int8").dense().abs().max() == 0
+    assert [Panels(w, d).lossy(w) for w in (weight, weight.bfloat16()) for d in KINDS] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+        False,
+        True,
+        True,
+    ]
+    with pytest.raises(ConfigError, match="'int4'"):
+        Panels(weight, "int4")
+
+
+@pytest.mark.skipif(native.library().library is None, reason=f"no compiled kernels: {native.library().detail}")
+@pytest.mark.parametrize("dtype", KINDS)
+@pytest.mark.parametrize("outputs", [16, 37, 200])
+def test_the_kernel_multiplies_by_what_the_panels_stand_for(dtype, outputs):
+    """And each row by itself, to the bit, for 1 to 9 rows."""
+    panels, x = Panels(_weight(outputs, 45), dtype), _weight(9, 45)
+    scale = None if panels.scale is None else panels.scale.data_ptr()
+    matrix = _Matrix(panels.values.data_ptr(), scale, panels.kind)
+
+    def run(rows: torch.Tensor) -> torch.Tensor:
+        out = torch.empty(len(rows), outputs)
+        native._call("rq_linear", rows.contiguous(), ctypes.c_void_p(ctypes.addressof(matrix)), out, len(rows), 45, outputs)
+        return out
+
+    whole = run(x)
+    torch.testing.assert_close(whole, x @ panels.dense()[0].t(), atol=1e-5, rtol=1e-5)
+    for count in range(1, 9):
+        assert torch.equal(run(x[:count]), whole[:count])
+        assert torch.equal(run(x[9 - count :]), whole[9 - count :])
