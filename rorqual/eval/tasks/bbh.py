@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from rorqual.errors import DataError
@@ -38,16 +37,16 @@ def worked(text: str) -> tuple[str, list[Row]]:
     about, *parts = body.strip("\n").split("\n\nQ: ")
     examples = []
     for part in parts:
-        question, mark, answer = part.partition("\n" + _ASK)
+        question, mark, answer = part.partition("\n" + _ASK.rstrip())
         if mark:
-            examples.append({"input": question, "target": answer.strip("\n")})
+            examples.append({"input": question, "target": answer.strip()})
     return about + "\n\n", examples
 
 
 def judge(row: Row, text: str, tools: Tools) -> Judgement:
     """What follows the last "answer is" of the line, without its final point, must be the target exactly."""
-    found = re.findall(r"answer is (.*)", text)
-    if not found or not found[-1].strip():
+    _, mark, said = text.rpartition("answer is ")
+    answer = said.partition("\n")[0].strip().removesuffix(".").strip()
+    if not mark or not answer:
         return Judgement(0.0, None)
-    answer = found[-1].strip().removesuffix(".").strip()
     return Judgement(float(answer == row["target"].strip()), answer)
