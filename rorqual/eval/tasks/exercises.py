@@ -1,0 +1,183 @@
+"""How the tests of an Exercism exercise are run in the sandbox, by language, with the tools that the machine has; never the network. No torch.
+
+    python        unittest apart from the candidate (rorqual/eval/grade.py)
+    cpp           g++ with Catch: `catch.hpp` beside the data file
+    rust          cargo test --include-ignored, offline
+    go            go test
+    java          javac and JUnit, with jars of JUnit 5 and AssertJ from ~/.m2 or ~/.gradle
+    javascript    jest, found beside node
+
+In all but Python tests and candidate are one program: where it can be, a word that is new in each run must be said after the last test.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from rorqual.errors import DeviceError
+from rorqual.eval import grade
+from rorqual.eval.grade import Grade
+from rorqual.eval.isolation import languages
+from rorqual.eval.sandbox import Sandbox
+
+LANGUAGES = ("python", "cpp", "go", "java", "javascript", "rust")
+SECONDS = 180.0
+_NAMES = {"javascript": "js"}
+_NODE_MODULES = ("/usr/local/lib/node_modules", "/usr/lib/node_modules")
+_CATCH_MAIN = """#define CATCH_CONFIG_RUNNER
+#include "catch.hpp"
+#include <cstdio>
+int main(int count, char* words[]) {{
+    int failed = Catch::Session().run(count, words);
+    if (failed == 0) std::printf("\\n{word}\\n");
+    return failed;
+}}
+"""
+_JUNIT_MAIN = """
+import org.junit.platform.engine.discovery.DiscoverySelectors;
+import org.junit.platform.launcher.core.*;
+import org.junit.platform.launcher.listeners.*;
+public class Started {{
+    public static void main(String[] names) {{
+        var request = LauncherDiscoveryRequestBuilder.request();
+        for (String name : names) request.selectors(DiscoverySelectors.selectClass(name));
+        var listener = new SummaryGeneratingListener();
+        LauncherFactory.create().execute(request.build(), listener);
+        var found = listener.getSummary();
+        found.printFailuresTo(new java.io.PrintWriter(System.out, true));
+        if (found.getTestsFoundCount() > 0 && found.getTestsSucceededCount() == found.getTestsFoundCount()) System.out.println("\\n{word}");
+        System.exit(found.getTotalFailureCount() == 0 ? 0 : 1);
+    }}
+}}
+"""
+_JARS = (
+    "junit-jupiter-api",
+    "junit-jupiter-engine",
+    "junit-platform-launcher",
+    "junit-platform-engine",
+    "junit-platform-commons",
+    "opentest4j",
+    "assertj-core",
+)
+
+
+def missing(language: str) -> str:
+    """What the machine lacks to run the tests of a language, "" if nothing."""
+    known = languages.LANGUAGES[_NAMES.get(language, language)]
+    tools = [*known.tools, *(["cargo"] if language == "rust" else [])]
+    absent = [tool for tool in tools if languages.found(tool) is None]
+    if language == "javascript" and _jest() is None:
+        absent.append("jest")
+    if language == "java":
+        absent += [f"{name}.jar in ~/.m2" for name in _JARS if not _jar(name)]
+    return ", ".join(absent)
+
+
+def run(
+    box: Sandbox, language: str, files: Mapping[str, str], tests: Mapping[str, str], solution: list[str], extra: Mapping[str, str]
+) -> Grade:
+    """Runs the `tests` files of an exercise against `files`; `extra` are texts that the language needs ("catch.hpp").
+
+    Any file of the tests' name in `files` is replaced by the test. DeviceError where the tools are absent.
+    """
+    absent = missing(language)
+    if absent:
+        raise DeviceError(f"tests of {language} exercises need {absent}; install it, or leave polyglot_{language} out")
+    if language == "python":
+        return _python(box, files, tests, solution)
+    word = grade.secret_word()
+    whole = {**files, **tests}
+    made: dict[str, str | bytes] = dict(whole)
+    match language:
+        case "cpp":
+            made |= {"test/catch.hpp": extra["catch.hpp"], "test/tests-main.cpp": _CATCH_MAIN.format(word=word)}
+            sources = " ".join(shlex.quote(name) for name in whole if name.endswith(".cpp") and "/" not in name)
+            build = f"g++ -std=c++17 -O0 -pthread -DEXERCISM_RUN_ALL_TESTS -I. -o started {sources} test/tests-main.cpp"
+            script = f"{build} && rm -rf test *.cpp && exec ./started"
+        case "rust":
+            script = "exec cargo test --offline --quiet -- --include-ignored"
+        case "go":
+            script = "GOCACHE=$HOME/.gocache GOFLAGS=-mod=mod GOPROXY=off exec go test ./..."
+        case "java":
+            names = " ".join(Path(name).stem for name in tests if name.endswith("Test.java"))
+            made = {name: re.sub(r"@Disabled\([^)]*\)\s*\n", "", text) if name in tests else text for name, text in whole.items()}
+            made |= {f"jars/{name}.jar": Path(_jar(name)).read_bytes() for name in _JARS} | {"Started.java": _JUNIT_MAIN.format(word=word)}
+            compile_ = "javac -J-XX:+UseSerialGC -cp 'jars/*' -d out $(find src -name '*.java') Started.java"
+            script = f"{compile_} && rm Started.java && exec java -XX:+UseSerialGC -cp 'out:jars/*' Started {names}"
+        case _:
+            made = {name: text.replace("xtest(", "test(") if name in tests else text for name, text in whole.items()}
+            script = f"NODE_PATH={Path(_jest() or '').parent} exec node {_jest()}/bin/jest.js --ci --runInBand"
+    known = languages.LANGUAGES[_NAMES.get(language, language)]
+    limits = dataclasses.replace(known.limits(box.limits), seconds=SECONDS, memory=max(box.limits.memory, 3 << 30))
+    program = box.program(["/bin/sh", "-c", script], made, limits=limits)
+    program = dataclasses.replace(program, environment=known.environment(), watched=True)
+    done = box.run_programs([program])[0]
+    text = (done.stdout.replace(word, "") + done.stderr).strip()[-8000:]
+    said = done.stdout.rstrip("\n").rpartition("\n")[2] == word if language in ("cpp", "java") else _counted(language, text, tests)
+    if done.returncode == 0 and not done.limit and said:
+        return Grade(1, 1)
+    return Grade(0, 1, f"limit of {done.limit} passed" if done.limit else text or "the tests did not reach their end", done.limit)
+
+
+def _python(box: Sandbox, files: Mapping[str, str], tests: Mapping[str, str], solution: list[str]) -> Grade:
+    modules = [Path(name).stem for name in solution]
+    own = {name: text for name, text in files.items() if name not in tests}
+    reaches_in = any("inspect." in text for text in tests.values())
+    return grade.grade_unittest(box, own, tests, modules, seconds=SECONDS, together=reaches_in)
+
+
+def _counted(language: str, text: str, tests: Mapping[str, str]) -> bool:
+    """Whether the runner's own summary says that as many tests passed as the test files have."""
+    if language == "rust":
+        wanted = sum(text.count("#[test]") for text in tests.values())
+        return sum(int(count) for count in re.findall(r"test result: ok\. (\d+) passed; 0 failed", text)) == wanted > 0
+    if language == "go":
+        return re.search(r"^ok\s", text, re.MULTILINE) is not None
+    return re.search(r"^Tests:\s+(?:\d+ skipped, )?\d+ passed, \d+ total$", text, re.MULTILINE) is not None
+
+
+@functools.cache
+def _jest() -> str | None:
+    """The folder of jest among node's global packages, None where it is not installed."""
+    return next((f"{place}/jest" for place in _NODE_MODULES if os.path.exists(f"{place}/jest/bin/jest.js")), None)
+
+
+@functools.cache
+def _jar(name: str) -> str:
+    """The newest jar of that name for JUnit 5, of caches of Maven and Gradle; "" where there is none."""
+    found: list[tuple[list[int], str]] = []
+    for place in ("~/.m2/repository", "~/.gradle/caches/modules-2"):
+        for path in Path(os.path.expanduser(place)).glob(f"**/{name}-[0-9]*.jar"):
+            number = path.stem.removeprefix(f"{name}-")
+            parts = [int(part) for part in re.findall(r"\d+", number)]
+            if re.fullmatch(r"[\d.]+", number) and (not name.startswith("junit") or parts[0] < 6):
+                found.append((parts, str(path)))
+    return max(found, default=([], ""))[1]
+
+
+def parts(row: Mapping[str, object]) -> tuple[dict[str, str], dict[str, str], dict[str, str], list[str]]:
+    """An exercise's stubs, tests, reference solution under the stubs' names, and the names of the files that may be edited."""
+    files: dict[str, str] = dict(row["files"])  # type: ignore[call-overload]
+    known = json.loads(files[".meta/config.json"])["files"]
+    hidden = (".meta/", ".docs/", ".approaches/", ".articles/")
+    tests = {name: text for name, text in files.items() if name in known["test"] or name.startswith("tests/")}
+    stubs = {name: text for name, text in files.items() if not name.startswith(hidden) and name not in tests}
+    solution = [name for name in known["solution"] if name in files]
+    reference: dict[str, str] = {}
+    for name in known["example"]:
+        same = [one for one in solution if Path(one).suffix == Path(name).suffix]
+        named = [one for one in same if Path(one).name == Path(name).name] or same
+        if named and name in files:
+            reference[named[0]] = files[name]
+        elif name in files:
+            reference[f"{Path(solution[0]).parent}/{Path(name).name}".removeprefix("./")] = files[name]
+    if ".meta/Cargo-example.toml" in files:
+        reference["Cargo.toml"] = files[".meta/Cargo-example.toml"]
+    return stubs, tests, reference, solution
