@@ -256,7 +256,7 @@ def _one_device(args: argparse.Namespace) -> int:
         raise ConfigError("--memory follows rorqual's own trainer, which trains in BF16 on a GPU; leave --dtype out or use bf16")
     estimate = training_estimate(
         config, micro_batch=args.micro_batch, length=args.seq or 4096, batch=args.batch, dtype="fp32" if on_cpu and args.dtype is None else "bf16",
-        compiled=on_cpu, moments=args.moments, recompute=_recompute(args), lora_rank=args.lora, isolated=args.lora is not None,
+        compiled=on_cpu, moments=args.moments, recompute=_recompute(args), lora_rank=args.lora,
         what=f"training with adapters of rank {args.lora} on one device" if args.lora else "training on one device",
     )  # fmt: skip
     available = hardware(args.gpu).memory if args.gpu else memory_check.available_memory("cpu")

@@ -147,7 +147,7 @@ def check_sft(config: SFTConfig, force: bool = False) -> None:
     estimate = training_estimate(
         base.config, micro_batch=min(config.micro_batch_sequences, config.batch_sequences), length=config.render.max_tokens, batch=config.batch_sequences,
         dtype=name, compiled=on_cpu and native.library().library is not None, foreach=not on_cpu, moments=config.optimizer.moments,
-        mtp=config.mtp_loss_weight > 0, isolated=True, validation=False, what=f"fine-tuning on {device}", **lora,
+        mtp=config.mtp_loss_weight > 0, validation=False, what=f"fine-tuning on {device}", **lora,
     )  # fmt: skip
     memory_check.check_memory(estimate, memory_check.available_memory(str(device)), force)
 

@@ -82,6 +82,20 @@ def attention(
     return reference.attention(q, k, v, scale, mask)
 
 
+def isolated_attention(
+    q: Float[Tensor, "b h s d"], k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s c"], scale: float, runs: tuple[tuple[int, ...], ...]
+) -> Float[Tensor, "b s o"]:
+    """Causal attention within each run of a row alone: packed samples cost what they cost one by one, and no mask of s^2 is made.
+
+    runs: for each row the lengths of its samples, one after the other, which add up to s.
+    """
+    rows = []
+    for lengths, *row in zip(runs, *(tensor.split(1) for tensor in (q, k, v)), strict=True):
+        parts = zip(*(tensor.split(list(lengths), dim=2) for tensor in row), strict=True)
+        rows.append(torch.cat([attention(q, k, v, scale, None) for q, k, v in parts], dim=1))
+    return torch.cat(rows)
+
+
 def top_k(x: Float[Tensor, "... e"], k: int) -> tuple[Float[Tensor, "... k"], Int[Tensor, "... k"]]:
     """The k largest of the last dimension, largest first; without autograd."""
     return (native if native.usable(x) else reference).top_k(x, k)

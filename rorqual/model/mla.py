@@ -37,7 +37,10 @@ class LatentCache(Protocol):
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """What all blocks of one forward share: positions, rotary tables, softmax scale, mask of a packed batch, cache."""
+    """What all blocks of one forward share: positions, rotary tables, softmax scale, samples of a packed batch, cache.
+
+    runs are the lengths of each row's samples, one after the other; a mask takes their place where samples do not lie so.
+    """
 
     positions: Int[Tensor, "b s"]
     cos: Float[Tensor, "b s p"]
@@ -45,6 +48,17 @@ class AttentionContext:
     softmax_scale: float
     mask: Bool[Tensor, "b s t"] | None = None
     cache: LatentCache | None = None
+    runs: tuple[tuple[int, ...], ...] | None = None
+
+    def visible(self) -> Bool[Tensor, "b s t"]:
+        """Which keys each query sees, without a cache."""
+        if self.mask is not None:
+            return self.mask
+        if self.runs is None:
+            return self.positions.unsqueeze(1) <= self.positions.unsqueeze(2)
+        numbers = [torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in self.runs]
+        samples = torch.stack(numbers).to(self.positions.device)
+        return (samples.unsqueeze(1) == samples.unsqueeze(2)).tril()
 
 
 class MLA(nn.Module):
@@ -92,16 +106,17 @@ class MLA(nn.Module):
         c_kv = self.kv_a_layernorm(c_kv)
         if context.cache is None and self.attention_form != "absorbed":
             q, k, v = self.expand(c_q, c_kv, k_rope, context.cos, context.sin)
+            if context.runs is not None:
+                return self.o_proj(ops.isolated_attention(q, k, v, context.softmax_scale, context.runs))
             return self.o_proj(ops.attention(q, k, v, context.softmax_scale, context.mask))
         q_nope, q_rope = self.up_project_q(c_q).split([self.nope, self.rope], dim=-1)
         q_rope = apply_rope(q_rope, context.cos, context.sin)
         k_rope = apply_rope(k_rope.unsqueeze(2), context.cos, context.sin).squeeze(2)
-        mask = context.mask
-        if context.cache is not None:
+        if context.cache is None:
+            mask = context.visible()
+        else:
             c_kv, k_rope, key_positions = context.cache.update(self.layer, c_kv, k_rope, context.positions)
             mask = (key_positions >= 0).unsqueeze(1) & (key_positions.unsqueeze(1) <= context.positions.unsqueeze(2))
-        elif mask is None:
-            mask = context.positions.unsqueeze(1) <= context.positions.unsqueeze(2)
         absorbed = self.attention_form == "absorbed" or (self.attention_form == "auto" and s <= self.absorbed_query_rows)
         attend = self._absorbed if absorbed else self._expanded
         return self.o_proj(attend(q_nope, q_rope, c_kv, k_rope, mask, context.softmax_scale))

@@ -104,13 +104,13 @@ class CausalLM(nn.Module):
     def context(
         self, positions: Int[Tensor, "b s"], segment_ids: Int[Tensor, "b s"] | None = None, cache: LatentCache | None = None
     ) -> AttentionContext:
-        """Rotary tables and mask for one forward; with segments, tokens see only earlier tokens of their own segment."""
+        """Rotary tables for one forward; with segments, tokens see only earlier tokens of their own segment."""
         cos, sin = rope_tables(self.rope, positions)
-        mask = None
-        if segment_ids is not None:
+        mask = runs = None
+        if segment_ids is not None and (runs := segment_runs(segment_ids)) is None:
             place = torch.arange(segment_ids.shape[1], device=segment_ids.device)
             mask = (segment_ids.unsqueeze(1) == segment_ids.unsqueeze(2)) & (place.unsqueeze(0) <= place.unsqueeze(1))
-        return AttentionContext(positions, cos, sin, self.rope.softmax_scale, mask, cache)
+        return AttentionContext(positions, cos, sin, self.rope.softmax_scale, mask, cache, runs)
 
     def forward(
         self,
@@ -193,6 +193,18 @@ class CausalLM(nn.Module):
             torch.stack(losses).sum() if losses else None,
             tuple(block_stats.routing for block_stats, _, _ in stats),
         )
+
+
+def segment_runs(segment_ids: Int[Tensor, "b s"]) -> tuple[tuple[int, ...], ...] | None:
+    """Lengths of each row's segments in order; None where one comes back after another (padding, below 0, may)."""
+    rows = []
+    for row in segment_ids.cpu():
+        ids, lengths = torch.unique_consecutive(row, return_counts=True)
+        real = ids[ids >= 0]
+        if len(real) != len(real.unique()):
+            return None
+        rows.append(tuple(lengths.tolist()))
+    return tuple(rows)
 
 
 def stacked_experts(model: CausalLM) -> list[tuple[str, GroupedLinear]]:

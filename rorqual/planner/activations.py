@@ -69,13 +69,12 @@ def report_block(config: ModelConfig, layer: int, recompute: tuple[str, ...] = P
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A micro-batch of `sequences` sequences of `length` tokens. `isolated`: packed samples with a mask (SFT)."""
+    """A micro-batch of `sequences` sequences of `length` tokens. Packed samples (SFT) are reckoned as one to a row: shorter ones keep less."""
 
     sequences: int
     length: int
     fp32: bool = True
     """FP32 with the compiled kernels; else BF16 with plain PyTorch."""
-    isolated: bool = False
     recompute: tuple[str, ...] = ()
 
     @property
@@ -91,11 +90,11 @@ class MicroBatch:
     @property
     def probabilities(self) -> bool:
         """Whether attention keeps its probabilities."""
-        return self.fp32 and not self.isolated and self.length <= KEPT_PROBABILITIES
+        return self.fp32 and self.length <= KEPT_PROBABILITIES
 
     def shorter(self, by: int) -> MicroBatch:
         """The same sequences without their last `by` tokens: what an MTP module sees."""
-        return MicroBatch(self.sequences, self.length - by, self.fp32, self.isolated, self.recompute)
+        return MicroBatch(self.sequences, self.length - by, self.fp32, self.recompute)
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,6 @@ def trainer_block(config: ModelConfig, layer: int, batch: MicroBatch) -> Kept:
     else:
         padded_v = key if value < key else 0  # V at the width of Q is a copy; the output is kept at that width too, beside its own
         parts["attention_padding"] = n * heads * ((padded_v + max(key, value)) * e + 4.0)
-        if batch.isolated:
-            parts["mask"] = float(batch.sequences * batch.length**2 * e)
     transient = float(n * e * heads * 2 * (2 * key + value))  # gradients of q, k, v before and after their rotation
     if batch.probabilities:
         transient += 4.0 * batch.sequences * heads * min(QUERY_BLOCK, batch.length) * batch.length

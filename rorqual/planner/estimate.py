@@ -63,14 +63,14 @@ class _Block:
 
 def training_estimate(
     config: ModelConfig, *, micro_batch: int, length: int, batch: int | None = None, dtype: str = "fp32", compiled: bool = True, moments: str = "fp32",
-    recompute: tuple[str, ...] = (), ema: bool = False, mtp: bool = True, isolated: bool = False, validation: bool = True,
+    recompute: tuple[str, ...] = (), ema: bool = False, mtp: bool = True, validation: bool = True,
     foreach: bool = False, lora_rank: int | None = None, lora_targets: tuple[str, ...] = LORA_TARGETS, base: str | None = None, frozen_copies: int = 0,
     cache_bytes: float = 0.0, what: str = "training",
 ) -> Estimate:  # fmt: skip
     """Peak of one optimiser step on one device.
 
     micro_batch: sequences of `length` tokens in a forward and backward; batch: sequences of a step (default: one micro-batch).
-    dtype: "fp32", or "bf16" with FP32 masters and gradient sums; compiled: the CPU kernels run (FP32 only). isolated: packed samples.
+    dtype: "fp32", or "bf16" with FP32 masters and gradient sums; compiled: the CPU kernels run (FP32 only).
     foreach: the update runs over all tensors at once, as on an accelerator, with copies of gradients, denominators and BF16 moments.
     lora_rank: only adapters train, over base weights kept as `base` ("fp32", "bf16", "fp8"; default: dtype). frozen_copies: further
     whole models, such as GRPO's reference; cache_bytes: latent cache of an engine beside it. validation: full logits of a micro-batch.
@@ -84,7 +84,7 @@ def training_estimate(
             raise ConfigError(f"{name} ({value!r}) must be one of {', '.join(known)}")
     if min(micro_batch, length) < 1:
         raise ConfigError(f"micro_batch ({micro_batch}) and length ({length}) must be at least 1")
-    shape = MicroBatch(micro_batch, length, dtype == "fp32" and compiled, isolated, tuple(recompute))
+    shape = MicroBatch(micro_batch, length, dtype == "fp32" and compiled, tuple(recompute))
     depth = config.num_nextn_predict_layers if mtp else 0
     parameters = count(config)
     whole = parameters.total + parameters.mtp

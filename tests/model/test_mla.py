@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -77,6 +79,22 @@ def test_isolated_segments_do_not_see_each_other() -> None:
         attention.attention_form = form
         alone = attention(x[:, 5:], model.context(torch.arange(4).unsqueeze(0)))
         torch.testing.assert_close(out[:, 5:], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_runs_and_mask_give_the_same() -> None:
+    """Packed samples attend one by one where they lie one after the other, and through a mask where they do not."""
+    model, attention = made()
+    x = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(9).expand(2, -1)
+    context = model.context(positions, torch.tensor([[0] * 5 + [1] * 4, [3, 3, 3, -1, -1, 7, 7, 7, -1]]))
+    assert context.runs == ((5, 4), (3, 2, 3, 1)) and context.mask is None
+    masked = replace(context, runs=None, mask=context.visible())
+    torch.testing.assert_close(attention(x, context), attention(x, masked), atol=1e-5, rtol=1e-4)
+    mixed = model.context(positions, torch.tensor([[0, 1, 0, 1, 0, 1, 0, 1, 0]]).expand(2, -1))
+    assert mixed.runs is None and mixed.mask is not None
+    changed = x.clone()
+    changed[:, 1] += 1.0
+    assert torch.equal(attention(changed, mixed)[:, ::2], attention(x, mixed)[:, ::2])
 
 
 def test_gradients_of_both_forms_agree() -> None:

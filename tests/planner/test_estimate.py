@@ -51,7 +51,7 @@ def test_lora_by_hand() -> None:
     assert lora_parameters(t0(), 8, ("attention",)) == 8 * 4 * 648
     assert lora_parameters(t0(), 8) == 8 * (4 * 648 + 672 + 3 * 288)
     assert lora_parameters(t0(), 8, ("experts",)) == 8 * 3 * 8 * 288
-    tuned = training_estimate(V2_LITE, micro_batch=1, length=2048, dtype="bf16", compiled=False, lora_rank=16, isolated=True)
+    tuned = training_estimate(V2_LITE, micro_batch=1, length=2048, dtype="bf16", compiled=False, lora_rank=16)
     assert tuned.parts["moments"] == 8 * lora_parameters(V2_LITE, 16) and tuned.parts["weights"] > 2 * count(V2_LITE).total
     assert tuned.total < 80e9 < training_estimate(V2_LITE, micro_batch=1, length=2048, dtype="bf16", compiled=False).total
     assert training_estimate(V2_LITE, micro_batch=1, length=2048, dtype="bf16", lora_rank=16, base="fp8").tensors < tuned.tensors

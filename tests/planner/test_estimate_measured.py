@@ -39,7 +39,7 @@ CASES: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
     "accumulation, BF16 moments": (t0(), {"micro_batch": 8, "length": 64, "batch": 24, "moments": "bf16"}),
     "moving average": (LAPTOP, {"micro_batch": 4, "length": 512, "ema": True}),
     "longer than attention keeps": (LAPTOP, {"micro_batch": 1, "length": 1536}),
-    "packed samples": (t0(), {"micro_batch": 4, "length": 256, "isolated": True}),
+    "packed samples": (t0(), {"micro_batch": 4, "length": 256, "packed": True}),
     "weights lead": (WIDE, {"micro_batch": 2, "length": 128}),
     "without MTP": (WIDE, {"micro_batch": 2, "length": 128, "batch": 8, "mtp": False}),
     "vocabulary leads": (t0(vocab_size=8192), {"micro_batch": 2, "length": 64}),
@@ -56,7 +56,7 @@ PARAMETERS = [pytest.param(*case, id=name, marks=[pytest.mark.slow] if name in S
 
 def measured(
     config: ModelConfig, *, micro_batch: int, length: int, batch: int | None = None, moments: str = "fp32", recompute_: tuple[str, ...] = (),
-    ema: bool = False, mtp: bool = True, isolated: bool = False, dtype: str = "fp32", validation: bool = False,
+    ema: bool = False, mtp: bool = True, packed: bool = False, dtype: str = "fp32", validation: bool = False,
 ) -> float:  # fmt: skip
     """Peak bytes of the trainer's own parts, on the CPU."""
     base = laptop()
@@ -69,7 +69,7 @@ def measured(
         live.peak = live.live  # what making the model took for a moment is no matter of training
         for step in (1, 2):
             ids = torch.randint(0, config.vocab_size, (batch or micro_batch, length + 1), generator=generator)
-            segments = torch.arange(length).expand(len(ids), length) // (length // 2) if isolated else None
+            segments = torch.zeros(len(ids), length, dtype=torch.int64) if packed else None  # one sample fills a row: the most it can keep
             train_step(state.model, state.optimizer, Batch(ids[:, :-1], ids[:, 1:], segments), micro_batch=micro_batch, learning_rate=1e-3,
                        bias_update_speed=1e-3, mtp_loss_weight=0.3 if mtp else 0.0, aux_loss_alpha=1e-4)  # fmt: skip
             if state.ema is not None:
@@ -82,7 +82,9 @@ def measured(
 def _estimated(config: ModelConfig, **settings: Any) -> float:
     if settings.get("dtype", "fp32") == "fp32" and native.library().library is None:
         pytest.skip("no compiled kernels on this machine; their account is what is tested here")
-    return training_estimate(config, **{"validation": False, **settings}).tensors
+    return training_estimate(
+        config, **{"validation": False, **{name: value for name, value in settings.items() if name != "packed"}}
+    ).tensors
 
 
 @pytest.mark.parametrize(("config", "settings"), PARAMETERS)
