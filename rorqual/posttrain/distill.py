@@ -29,6 +29,7 @@ from rorqual.posttrain.filters import FilterConfig, Seen, overlap, rejected
 from rorqual.posttrain.generate import Draft, Drawing, Teacher, TeacherGone
 from rorqual.posttrain.presets import GRPOConfig
 from rorqual.posttrain.problems import Problem, Problems
+from rorqual.posttrain.reward_data import Batched
 from rorqual.posttrain.rewards import Component, Rewards
 from rorqual.train.records import number, one_of, to_plain, whole
 from rorqual.train.rundir import RunFolder, write_atomic
@@ -113,7 +114,7 @@ def distill(
             dirty = {one.id: gram for one in items if sources.evaluation and (gram := sources.evaluation.found(one.question))}
             clean = [one for one in items if one.id not in dirty]
             with Progress(out / "answers.jsonl", facts) as progress:
-                _draw("reasoned", teacher, clean, config, progress, rewards, show)
+                _draw("reasoned", teacher, clean, config, progress, rewards, sources.reward, show)
                 if sources.original is not None:
                     _draw(
                         "original",
@@ -122,6 +123,7 @@ def distill(
                         config,
                         progress,
                         rewards,
+                        sources.reward,
                         show,
                     )
                 made = _Selection(config, sources).run(clean, progress.records)
@@ -148,7 +150,14 @@ def domain_of(problem: Problem) -> str:
 
 
 def _draw(
-    stage: str, teacher: Teacher, items: Sequence[Problem], config: DistillConfig, progress: Progress, rewards: Rewards, show: Show
+    stage: str,
+    teacher: Teacher,
+    items: Sequence[Problem],
+    config: DistillConfig,
+    progress: Progress,
+    rewards: Rewards,
+    reward: Component | None,
+    show: Show,
 ) -> None:
     known = progress.records.get(stage, {})
     todo = {one.id: one for one in items if one.id not in known}
@@ -164,6 +173,8 @@ def _draw(
             if isinstance(found, str):
                 record["failed"] = found
             else:
+                if isinstance(reward, Batched):
+                    reward.prefetch([(todo[name], draft.answer()) for draft in found])
                 record["drafts"] = [_judged(todo[name], draft, rewards, bool(how.thinking)) for draft in found]
             progress.put(stage, [record])
             done += 1

@@ -19,13 +19,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from rorqual.data import counters
 from rorqual.errors import ConfigError, DataError, RorqualError
 from rorqual.tokenizer import chat
 
 if TYPE_CHECKING:
+    from rorqual.posttrain.problems import Problem
+    from rorqual.posttrain.rollout import Answer
     from rorqual.tokenizer.bpe import Tokenizer
 
 SYSTEM = (
@@ -169,6 +171,22 @@ def question_of(messages: Sequence[Mapping[str, Any]]) -> str:
     if len(turns) == 1:
         return str(turns[0]["content"])
     return "\n".join(f"{one['role']}: {one['content']}" for one in turns)
+
+
+def item_of(problem: Problem, answer: Answer) -> Item | None:
+    """What is judged of a sampled answer: what stands behind its reasoning, with the gold answer; None where it is not whole."""
+    if answer.cut or not answer.closed or not answer.content.strip():
+        return None
+    return Item(question_of(problem.messages), answer.content, problem.answer)
+
+
+@runtime_checkable
+class Batched(Protocol):
+    """A reward component that is faster when it sees many answers at once, before it is called for each."""
+
+    def prefetch(self, cases: Sequence[tuple[Problem, Answer]]) -> None:
+        """Judges all of them. TeacherGone where the judge is a server that went away."""
+        ...
 
 
 # ---------------------------------------------------------------------- the text that is judged

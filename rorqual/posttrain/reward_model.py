@@ -30,10 +30,10 @@ from rorqual.inference.llm import LLM
 from rorqual.inference.params import SamplingParams
 from rorqual.model.transformer import CausalLM
 from rorqual.posttrain.problems import Problem
-from rorqual.posttrain.reward_data import Encoded, Item, encode, judging, question_of
+from rorqual.posttrain.reward_data import Encoded, Item, encode, item_of
 from rorqual.posttrain.rewards import Component, Outcome, unknown
 from rorqual.posttrain.rollout import Answer
-from rorqual.tokenizer import bpe, chat
+from rorqual.tokenizer import bpe
 from rorqual.train.records import from_plain
 
 FORMAT = "rorqual-reward-1"
@@ -86,6 +86,7 @@ class RewardModel:
     def __init__(self, model: CausalLM, head: RewardHead, tokenizer: bpe.Tokenizer, facts: RewardFacts) -> None:
         self.model, self.head, self.tokenizer, self.facts = model, head, tokenizer, facts
         self._llm: LLM | None = None
+        self._known: dict[Item, float] = {}
 
     @classmethod
     def load(cls, folder: str | Path, weights: str = "fp32") -> RewardModel:
@@ -113,9 +114,17 @@ class RewardModel:
 
         DataError for an item that is too long.
         """
-        items = self._reasoned(items) if self.facts.reasoning else list(items)
+        given, items = items, self._reasoned(items) if self.facts.reasoning else list(items)
         found = [math.nan] * len(items)
-        ready = [(at, self._encoded(item)) for at, item in enumerate(items) if item.reasoning or not self.facts.reasoning]
+        ready = []
+        for at, item in enumerate(items):
+            if self.facts.reasoning and not item.reasoning:
+                continue
+            made = encode(item, self.tokenizer, self.facts.style, self.facts.reasoning)
+            if len(made.ids) <= self.facts.max_tokens:
+                ready.append((at, made))
+            elif item is given[at]:  # its own reasoning, encoded anew, may be a token too long: no score
+                self._refuse(len(made.ids))
         ready.sort(key=lambda one: len(one[1].ids))
         for first in range(0, len(ready), batch):
             part = ready[first : first + batch]
@@ -125,28 +134,25 @@ class RewardModel:
                 found[at] = value
         return found
 
-    def _encoded(self, item: Item) -> Encoded:
-        made = encode(item, self.tokenizer, self.facts.style, self.facts.reasoning)
-        if len(made.ids) > self.facts.max_tokens:
-            raise DataError(
-                f"a question with its answer has {len(made.ids)} tokens, the reward model was trained on at most {self.facts.max_tokens}"
-            )
-        return made
+    def _refuse(self, length: int) -> None:
+        raise DataError(f"a question with its answer has {length} tokens, the reward model was trained on at most {self.facts.max_tokens}")
+
+    def _prompt(self, item: Item) -> list[int]:
+        """Ids up to where an answer about the item begins."""
+        return encode(item, self.tokenizer, self.facts.style, False).ids
 
     def _reasoned(self, items: Sequence[Item]) -> list[Item]:
         """Items with reasoning: the model's most likely one where none is given, none where it did not end."""
         out, todo = list(items), [at for at, item in enumerate(items) if not item.reasoning]
         if not todo:
             return out
-        prompts = [chat.render(judging(items[at]), self.tokenizer, style=self.facts.style, thinking=False).ids for at in todo]  # type: ignore[arg-type]
-        room = self.facts.max_tokens - max(map(len, prompts)) - 1
-        if room < 1:
-            raise DataError(
-                f"a question with its answer has {max(map(len, prompts))} tokens, the reward model was trained on at most {self.facts.max_tokens}"
-            )
+        prompts = [self._prompt(items[at]) for at in todo]
+        rooms = [self.facts.max_tokens - len(ids) - 1 for ids in prompts]
+        if min(rooms) < 1:
+            self._refuse(max(map(len, prompts)))
         if self._llm is None:
             self._llm = LLM.from_model(self.model, self.tokenizer, speculative=0)
-        params = SamplingParams(max_tokens=min(self.facts.max_reasoning_tokens, room), temperature=0.0)
+        params = [SamplingParams(max_tokens=min(self.facts.max_reasoning_tokens, room), temperature=0.0) for room in rooms]
         for at, made in zip(todo, self._llm.generate(prompts, params), strict=True):
             one = made.outputs[0]
             out[at] = replace(items[at], reasoning=one.text if one.finish_reason == "stop" and one.text.strip() else "")
@@ -156,12 +162,19 @@ class RewardModel:
         """A raw score as the chance of being preferred to an average answer."""
         return 1.0 / (1.0 + math.exp(min(700.0, self.facts.mean - score)))
 
+    def prefetch(self, cases: Sequence[tuple[Problem, Answer]]) -> None:
+        """Scores many answers at once, for calls that follow; what is too long is left to its own call."""
+        items = [item for problem, answer in cases if (item := item_of(problem, answer)) is not None]
+        spare = 1 if self.facts.reasoning else -1
+        items = [item for item in dict.fromkeys(items) if len(self._prompt(item)) + spare < self.facts.max_tokens]
+        self._known = dict(zip(items, self.scores(items), strict=True)) if items else {}
+
     def __call__(self, problem: Problem, answer: Answer) -> Outcome:
         """The reward component `model`: the answer behind the reasoning, whole, judged with the gold answer where there is one."""
-        if answer.cut or not answer.closed or not answer.content.strip():
+        item = item_of(problem, answer)
+        if item is None:
             return Outcome("wrong", 0.0, "no whole answer")
-        item = Item(question_of(problem.messages), answer.content, problem.answer)
-        score = self.scores([item])[0]
+        score = self._known[item] if item in self._known else self.scores([item])[0]
         if not math.isfinite(score):
             return unknown("the reward model came to no score")
         value = self.value(score)

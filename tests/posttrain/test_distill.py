@@ -12,6 +12,7 @@ from rorqual.posttrain.decontaminate import EvaluationText
 from rorqual.posttrain.distill import SYSTEM, DistillConfig, Sources, distill, originals_of
 from rorqual.posttrain.filters import FilterConfig
 from rorqual.posttrain.generate import Drawing, TeacherGone
+from rorqual.posttrain.judge import Judge, JudgeConfig
 from rorqual.posttrain.problems import Problems, problem_of, read_problems
 from rorqual.posttrain.rewards import Outcome, unknown
 from rorqual.posttrain.sft_config import RenderConfig
@@ -161,6 +162,45 @@ def test_a_reward_model_judges_what_no_rule_can_and_ranks(tmp_path):
         _run(tmp_path / "b", problems, say, pick="reward")
     manifest = _run(tmp_path / "c", problems, say, drawing=Drawing(n=4), unjudged="keep", keep=9)
     assert manifest["counts"]["drafts"]["reasoned"] == {"kept": 4}
+
+
+def test_a_judge_that_goes_away_ends_the_call_and_loses_nothing(tmp_path):
+    problems = _problems({"id": "a", "prompt": "A?"}, {"id": "b", "prompt": "B?"})
+    teacher = Scripted(lambda name, *_: f"an answer to {name}")
+    dying = Judge(_Dying(), JudgeConfig(votes=1))
+    config = DistillConfig(drawing=Drawing(n=1))
+    with pytest.raises(TeacherGone, match="answers to 1 of 2 problems"):
+        distill(problems, teacher, tmp_path, config, Sources(reward=dying))
+    manifest = distill(problems, teacher, tmp_path, config, Sources(reward=dying))
+    assert manifest["counts"]["drafts"]["reasoned"] == {"kept": 2} and teacher.asked == ["a", "b", "b"]
+
+
+class _Dying(Scripted):
+    """Goes away at the second question, once."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda *_: "Score: 9")
+        self.calls = 0
+
+    def draw(self, asked, how):  # type: ignore[no-untyped-def]
+        self.calls += 1
+        if self.calls == 2:
+            raise TeacherGone("it has gone")
+        yield from super().draw(asked, how)
+
+
+def test_ctrl_c_loses_nothing(tmp_path):
+    def say(name, *_):  # type: ignore[no-untyped-def]
+        if name == "b":
+            raise KeyboardInterrupt
+        return f"\\boxed{{5}} {name}"
+
+    problems = _problems(SUM, {"id": "b", "prompt": "B?", "answer": 5})
+    with pytest.raises(KeyboardInterrupt):
+        distill(problems, Scripted(say), tmp_path, DistillConfig(drawing=Drawing(n=1)))
+    teacher = Scripted(lambda name, *_: f"\\boxed{{5}} {name}")
+    distill(problems, teacher, tmp_path, DistillConfig(drawing=Drawing(n=1)))
+    assert teacher.asked == ["b"]
 
 
 def test_diverse_answers_are_those_least_alike(tmp_path):

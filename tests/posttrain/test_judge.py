@@ -132,3 +132,13 @@ def test_nothing_is_asked_about_an_answer_that_is_not_whole():
 def test_equal_votes_are_refused():
     with pytest.raises(ConfigError, match="are one vote"):
         JudgeConfig(drawing=Drawing(temperature=0.0))
+
+
+def test_many_answers_at_once_get_the_votes_that_each_gets_alone():
+    teacher = Scripted(lambda name, *_: f"Score: {1 + sum(map(ord, name)) % 10}")
+    problem, judge = problem_of({"prompt": "Why?", "id": "w"}), Judge(teacher)
+    answers = [Answer([], [1], False, content=text) for text in ("So.", "Thus.")]
+    alone = [judge(problem, answer).value for answer in answers]
+    judge.prefetch([(problem, answer) for answer in answers])
+    asked = len(teacher.asked)
+    assert [judge(problem, answer).value for answer in answers] == alone and len(teacher.asked) == asked == 16

@@ -11,7 +11,7 @@ from rorqual.checkpoint import hf
 from rorqual.errors import CheckpointError, DataError
 from rorqual.posttrain.presets import GRPOConfig
 from rorqual.posttrain.problems import problem_of
-from rorqual.posttrain.reward_data import Encoded, Item
+from rorqual.posttrain.reward_data import Batched, Encoded, Item
 from rorqual.posttrain.reward_model import RewardFacts, RewardHead, RewardModel, last_hidden, open_reward, padded, reward_folder
 from rorqual.posttrain.rewards import Rewards
 from rorqual.posttrain.rollout import Answer
@@ -53,7 +53,7 @@ def test_padding_is_not_read():
 def test_a_score_is_the_head_on_the_last_token(parts):
     reward = _reward(parts)
     item = Item("one?", "two", "three")
-    ids = reward._encoded(item).ids
+    ids = reward._prompt(item)
     hidden = reward.model(torch.tensor([ids])).hidden[0, -1].detach()
     assert reward.scores([item])[0] == pytest.approx(float(hidden @ torch.linspace(-1, 1, 64)) + 0.25, abs=1e-4)
     assert reward.scores([item]) != reward.scores([Item("one?", "two")])  # the reference is read
@@ -92,6 +92,20 @@ def test_as_a_component_of_rewards(parts):
         problem, Answer([], [1], False, content="two")
     )
     assert math.isnan(unsure.reward) and "tokens" in unsure.outcomes["model"].note
+
+
+def test_many_answers_at_once_are_worth_what_each_is_alone(parts, monkeypatch):
+    problem = problem_of({"prompt": "one?"})
+    answers = [Answer([], [1], False, content=text) for text in ("two", "the whale sings", "one and " * 100)] + [
+        Answer([], [1], True, content="x")
+    ]
+    reward = _reward(parts)
+    alone = [reward(problem, answer).value for answer in answers[:2]]
+    assert isinstance(reward, Batched)
+    reward.prefetch([(problem, answer) for answer in answers])
+    monkeypatch.setattr(reward, "scores", None)  # nothing is computed again
+    assert [reward(problem, answer).value for answer in answers[:2]] == pytest.approx(alone, abs=1e-5)
+    assert len(reward._known) == 2  # what is too long, or not whole, is left to its own call
 
 
 def test_what_is_too_long_is_told(parts):
