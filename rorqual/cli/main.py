@@ -21,7 +21,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "The whole recipe": ("run",),
     "Step by step": ("data build", "tokenizer train", "pretrain", "generate", "export"),
     "Serve": ("serve", "chat"),
-    "Tune": ("distill", "sft", "reward-model"),
+    "Tune": ("distill", "sft", "reward-model", "grpo"),
     "Judge": ("eval",),
     "Look and reckon": ("inspect", "doctor", "plan", "simulate"),
 }

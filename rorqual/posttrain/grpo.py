@@ -58,12 +58,12 @@ class GRPOResult:
 
 def run_grpo(
     run: GRPORun, out: str | Path, *, problems: Problems | None = None, judges: Mapping[str, Component] | None = None, rollout: Rollout | None = None,
-    resume_run: bool = False, overwrite: bool = False, progress: bool = True,
+    resume_run: bool = False, overwrite: bool = False, progress: bool = True, api_key: str | None = None,
 ) -> GRPOResult:  # fmt: skip
     """Trains to the end, or until SIGINT or SIGTERM, which save first; writes `out`/hf, or `out`/adapter with LoRA.
 
     `problems` stand for what `run` names; `judges` are reward components of the caller's own, by name; `rollout` is where answers come
-    from in place of the engine in this process. DataError where no group of many rollouts has a signal.
+    from in place of the engine in this process; `api_key` is for a judge that is a server. DataError where no group of many rollouts has a signal.
     """
     if run.threads is not None:
         torch.set_num_threads(run.threads)
@@ -71,7 +71,7 @@ def run_grpo(
     asked = problems or read_questions(run)
     base = open_base(run.model)
     _check(run, base)
-    tokenizer, rewards = base.tokenizer(), Rewards(run.grpo, judges)
+    tokenizer, rewards = base.tokenizer(), Rewards(run.grpo, {**_judges(run, api_key), **(judges or {})})
     try:
         rewards.check(asked.items)
         with TuningFolder(out) as folder, StopRequest() as stop:
@@ -91,6 +91,14 @@ def run_grpo(
             return _Loop(run, base, tokenizer, state, asked.items, rewards, rollout, ends, folder, fingerprints, progress).go(stop)
     finally:
         rewards.close()
+
+
+def _judges(run: GRPORun, api_key: str | None) -> dict[str, Component]:
+    if run.reward_model is None:
+        return {}
+    from rorqual.posttrain.reward_model import open_reward
+
+    return {"model": open_reward(run.reward_model, api_key=api_key)[0]}
 
 
 def read_questions(run: GRPORun) -> Problems:

@@ -26,6 +26,8 @@ class GRPORun:
     preset: str = ""
     """The published settings that `grpo` began from, for the printed formula; "" for none."""
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    reward_model: str | None = None
+    """What gives the reward `model`: a reward model's folder, or any model folder or server's address as a judge."""
     lora: LoraConfig | None = None
     """Trains adapters alone; none for all weights."""
     weights: Literal["fp32", "bf16", "fp8"] | None = None
@@ -49,6 +51,10 @@ class GRPORun:
             raise ConfigError(f"data ({self.data!r}) and tasks ({', '.join(self.tasks)}) are both given; use one of them")
         if self.weights is not None and self.lora is None:
             raise ConfigError(f"weights ({self.weights!r}) goes with lora: without adapters all weights train, in the dtype of the device")
+        if self.reward_model is not None and "model" not in self.grpo.rewards:
+            raise ConfigError(
+                f"reward_model ({self.reward_model!r}) is given, and rewards ({', '.join(self.grpo.rewards)}) have no `model`; add it"
+            )
         if self.lora is not None and self.grpo.bias_update_speed:
             raise ConfigError(
                 f"bias_update_speed ({self.grpo.bias_update_speed}) must be 0 with lora: an adapter has no place for router biases"

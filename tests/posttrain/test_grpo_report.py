@@ -1,0 +1,51 @@
+"""The report of a run of GRPO: answers with rewards and advantages as text, gaps by name, rollouts evenly chosen when there are many."""
+
+import json
+
+import pytest
+
+from rorqual.errors import RunError
+from rorqual.posttrain import grpo_report
+from rorqual.posttrain.grpo_config import GRPORun
+from rorqual.posttrain.presets import presets
+from rorqual.train.records import to_plain
+
+
+def _run(folder, rollouts=3):
+    folder.mkdir()
+    run = GRPORun(model="m", data="q.jsonl", preset="dapo", grpo=presets()["dapo"].config)
+    (folder / "config.json").write_text(json.dumps(to_plain(run)))
+    rows, answers = [], []
+    for number in range(1, rollouts + 1):
+        said = {"accuracy": {"mean": 0.1 * number, "std": 0.5, "right": 1, "wrong": 1, "unknown": 0}}
+        rows.append({"kind": "train", "step": number, "reward_mean": 0.1 * number, "components": said, "groups": 2, "groups_with_signal": 1, "answers": 8 * number})  # fmt: skip
+        one = {"text": f"<script>alert({number})</script>", "tokens": 5, "cut": False, "reward": 1.0, "advantage": 1.5, "components": {"accuracy": {"value": 1.0, "verdict": "right"}}}  # fmt: skip
+        other = {**one, "reward": None, "components": {"accuracy": {"value": None, "verdict": "unknown", "note": "timed out"}}}
+        answers.append({"rollout": number, "step": number, "problem": "p", "question": f"question {number}", "gold": "42", "mean": 0.5, "std": 0.5, "signal": True, "answers": [one, other]})  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    return folder
+
+
+def test_everything_said_can_be_read(tmp_path):
+    page = grpo_report.write_report(_run(tmp_path / "run")).read_text()
+    assert page.count("question ") == 3 and "step 2: mean reward 0.500, 1 of 1 groups with signal" in page
+    assert "&lt;script&gt;alert(2)&lt;/script&gt;" in page and "<script>alert" not in page
+    assert "not judged" in page and "timed out" in page and "answer: 42" in page
+    assert "0.300" in page and "clip(rho_t, 1 - 0.2, 1 + 0.28)" in page
+
+
+def test_many_rollouts_are_chosen_evenly_and_the_page_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(grpo_report, "ROLLOUTS", 3)
+    page = grpo_report.write_report(_run(tmp_path / "run", 9), tmp_path / "page.html").read_text()
+    assert "3 of 9 rollouts, evenly chosen" in page and "question 5" in page and "question 4" not in page
+
+
+def test_what_is_missing_becomes_a_gap(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(RunError, match="no metrics.jsonl"):
+        grpo_report.write_report(folder)
+    (folder / "metrics.jsonl").write_text('{"kind": "event"}\n')
+    page = grpo_report.write_report(folder).read_text()
+    assert page.count("data-gap") >= 4
