@@ -65,6 +65,8 @@ class Result:
     stderr: str
     timed_out: bool
     limit: str
+    cpu: float = 0.0
+    """CPU seconds of the whole run: programs, all that they started, and their confinement."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,15 @@ class Program:
 class Sandbox:
     """Runs programs apart from everything. `limits` hold where `run` names no others; `mechanism` is chosen ("" for the best that works).
 
-    `tools` are folders of toolchains and caches that programs may read, beside those of the languages known here.
+    `tools` are folders of toolchains and caches that programs may read, beside those of the languages known here. `cpu` sums the CPU seconds of
+    all runs so far.
     """
 
     def __init__(self, limits: Limits | None = None, *, mechanism: str = "", tools: Sequence[str | Path] = ()) -> None:
         if mechanism not in ("", *probe.MECHANISMS):
             raise ConfigError(f"mechanism is {mechanism!r}; it must be {' or '.join(probe.MECHANISMS)}")
         self.limits = limits or Limits()
+        self.cpu = 0.0
         self._lock = threading.Lock()
         self._warden: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -167,8 +171,10 @@ class Sandbox:
         for one in answer["programs"]:
             if one["fault"]:
                 raise DeviceError(f"the sandbox could not start a program: {one['fault']}")
+        with self._lock:
+            self.cpu += answer["cpu"]
         return [
-            Result(one["returncode"], _text(one["stdout"]), _text(one["stderr"]), one["limit"] == "seconds", one["limit"])
+            Result(one["returncode"], _text(one["stdout"]), _text(one["stderr"]), one["limit"] == "seconds", one["limit"], answer["cpu"])
             for one in answer["programs"]
         ]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import resource
 import select
 import signal
 import socket
@@ -63,7 +64,8 @@ def run(request: dict[str, Any], settings: Settings, asker: socket.socket) -> di
         results = [_finished(one, ended) for one in running]
         for one in running:
             one.clear()
-    return {"programs": results, "seconds": time.monotonic() - running[0].started}
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return {"programs": results, "cpu": sum(one.ru_utime + one.ru_stime for one in used)}
 
 
 def _watch(running: list[Launched], request: dict[str, Any], asker: socket.socket) -> None:
