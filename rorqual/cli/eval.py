@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     if args.list:
-        return _list(args.published)
+        return _list()
     if args.compare:
         from rorqual.eval import compare, results
 
@@ -34,7 +34,10 @@ def main(argv: list[str]) -> int:
         return 0
     if args.target is None:
         if args.published:
-            return _published()
+            from rorqual.eval import published
+
+            print(published.report(args.data))
+            return 0
         parser.error("give a model folder or a server's URL, or --compare, --published or --list")
     if args.tasks is None:
         parser.error("name the tasks: --tasks lambada,arc_easy (`rorqual eval --list` shows all)")
@@ -80,7 +83,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--weights", choices=("fp32", "bf16", "fp8"), help="how weights are kept in memory (default: fp32 where it fits)")
     add("--tokenizer", type=Path, metavar="DIR", help="folder with the tokenizer (default: the model's own)")
-    add("--published", action="store_true", help="put the report's figures beside ours; alone: print them")
+    add(
+        "--published",
+        action="store_true",
+        help="put the report's figures beside ours; alone: print them (with --data: and which files are there)",
+    )
     add("--harness", choices=("lm-eval",), help="run through lm-evaluation-harness (pip install 'rorqual[eval]')")
     add("--compare", nargs=2, type=Path, metavar="FILE", help="two results: paired differences with 95%% intervals")
     add("--list", action="store_true", help="show every task, its shots and the file it needs")
@@ -102,7 +109,7 @@ def _positive(text: str) -> int:
 # ---------------------------------------------------------------------- what can be shown without a model
 
 
-def _list(published: bool) -> int:
+def _list() -> int:
     from rorqual.eval.results import table
     from rorqual.eval.tasks import catalog
 
@@ -112,13 +119,6 @@ def _list(published: bool) -> int:
         rows.append([name, one.kind, str(one.shots), one.files[0]])
     print(table(rows, ["task", "kind", "shots", "file"]))
     print("\ngroups: " + ", ".join(catalog.GROUPS))
-    return _published() if published else 0
-
-
-def _published() -> int:
-    from rorqual.eval import published
-
-    print(published.report())
     return 0
 
 

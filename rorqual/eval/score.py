@@ -136,8 +136,13 @@ class Scorer:
         return self._split(list(groups.values()))
 
     def _split(self, groups: list[_Group]) -> list[tuple[list[_Group], int]]:
-        """Families with the length of the beginning that each runs once: a part gets its own where that saves more than it repeats."""
-        out, stack = [], [groups]
+        """Families with the length of the beginning that each runs once: a part gets its own where that saves more than it repeats.
+
+        Where it saves less than half of the tokens there is none: short batches and the cache cost more than that.
+        """
+        out: list[tuple[list[_Group], int]] = []
+        loose: list[_Group] = []
+        stack = [groups]
         while stack:
             rest, shared = [], self._shared(stack[-1])
             parts: dict[tuple[int, ...], list[_Group]] = {}
@@ -148,9 +153,11 @@ class Scorer:
                     stack.append(part)
                 else:
                     rest += part
-            if rest:
-                out.append((sorted(rest, key=lambda group: len(group.body)), shared if len(rest) > 1 else 0))
-        return out[::-1]
+            if 2 * shared * (len(rest) - 1) > sum(group.width for group in rest):
+                out.append((sorted(rest, key=lambda group: len(group.body)), shared))
+            else:
+                loose += rest
+        return [*out[::-1], (sorted(loose, key=lambda group: len(group.body)), 0)]
 
     def _shared(self, family: list[_Group]) -> int:
         """Whole blocks that every body begins with, all before the first scored place."""

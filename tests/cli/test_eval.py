@@ -93,6 +93,11 @@ def test_comparison_of_two_runs(folder, data, tmp_path, capsys):
 def test_published_figures_stand_alone_and_beside_ours(folder, data, tmp_path, capsys):
     assert main(["eval", "--published"]) == 0
     assert "DeepSeek-V3-Base" in capsys.readouterr().out
+    assert main(["eval", "--published", "--data", str(data)]) == 0
+    rows = {line.partition(" (")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert rows["GSM8K"].endswith(" gsm8k") and rows["HellaSwag"].endswith("hellaswag: data to be supplied")
+    assert main(["eval", "--list"]) == 0
+    assert ["arc_easy", "choices", "25"] in [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
     assert main(_command(folder, data, tmp_path / "p.json", "arc_easy", "--published")) == 0
     (line,) = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("ARC-Easy")]
     assert line[-1] == "98.9" and line[2] == "25"
