@@ -32,8 +32,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--weights",
-        choices=("fp32", "bf16", "fp8"),
-        help="how weights are kept in memory (default: fp32 where it fits, else as the folder has them)",
+        choices=("fp32", "bf16", "fp8", "fp16", "int8"),
+        help="how weights are kept in memory (default: fp32 where it fits, else as the folder has them); fp16 and int8 change results, "
+        "their error is measured and printed",
     )
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="folder with the tokenizer (default: the model's own)")
     parser.add_argument(
@@ -74,20 +75,27 @@ def open_engine(args: argparse.Namespace, name: str | None = None, queue_limit: 
     from rorqual.server.served import Served
     from rorqual.tokenizer.templates import style_of
 
+    lossy = args.weights in ("fp16", "int8")
+    loaded_as = "fp32" if lossy else args.weights
     memory_check.check_folder(
-        args.folder, args.weights, sequences=args.max_num_seqs, batched_tokens=args.max_num_batched_tokens,
+        args.folder, loaded_as, sequences=args.max_num_seqs, batched_tokens=args.max_num_batched_tokens,
         cache_bytes=None if args.cache_gb is None else args.cache_gb * 1e9, drafts=None if args.speculative == "auto" else args.speculative,
         force=args.ignore_memory,
     )  # fmt: skip
-    loaded = load_folder(args.folder, args.tokenizer, weights=args.weights)
+    loaded = load_folder(args.folder, args.tokenizer, weights=loaded_as)
     for notice in loaded.notices:
         print(f"note: {notice}", file=sys.stderr)
     tokenizer, config = loaded.tokenizer, loaded.model.config
     engine = Engine(
         loaded.model, tokenizer, speculative=args.speculative, max_num_seqs=args.max_num_seqs, queue_limit=queue_limit,
         max_num_batched_tokens=args.max_num_batched_tokens, memory=None if args.cache_gb is None else int(args.cache_gb * 1e9),
-        end_ids=prompts.end_ids(loaded.origin, tokenizer),
+        end_ids=prompts.end_ids(loaded.origin, tokenizer), weights=args.weights if lossy else None,
     )  # fmt: skip
+    error = engine.runner.weight_error()
+    if error is not None:
+        print(
+            f"note: weights in {args.weights}: relative error {error[0]:.2g} of the matrices, {error[1]:.2g} of the logits", file=sys.stderr
+        )
     served = Served(
         name or args.folder.resolve().name, tokenizer, config.max_position_embeddings, config.vocab_size, engine.end_ids,
         adds_bos=loaded.tokenizer.adds_bos, style=style_of(tokenizer), has_mtp=engine.num_drafts > 0,

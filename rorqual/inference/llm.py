@@ -49,7 +49,8 @@ class RequestOutput:
 class LLM:
     """A model folder (config.json, safetensors, tokenizer) ready for batches; `engine` is open for its counters.
 
-    weights: "fp32", "bf16" or "fp8" (checkpoint.reader.load). CheckpointError or TokenizerError for a folder that is not a model.
+    weights: "fp32", "bf16" or "fp8" (checkpoint.reader.load); "fp16" and "int8" change results, `engine.runner.weight_error()` says by how
+    much, and are not for rollouts of training, whose `from_model` does not take them. CheckpointError or TokenizerError for a folder that is not a model.
     """
 
     def __init__(
@@ -66,12 +67,13 @@ class LLM:
         from rorqual.tokenizer import bpe
 
         place = Path(folder)
-        model, _ = hf.load(place, weights=weights)
+        lossy = weights in ("fp16", "int8")
+        model, _ = hf.load(place, weights="fp32" if lossy else weights)
         tokenizer = bpe.load(place)
         self.tokenizer: Tokenizer | None = tokenizer
         self.engine = Engine(
             model, tokenizer, speculative=speculative, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
-            memory=memory, end_ids=end_ids(place, tokenizer),
+            memory=memory, end_ids=end_ids(place, tokenizer), weights=weights if lossy else None,
         )  # fmt: skip
         self._calls, self._keeps_prefixes, self._adds_bos = 0, True, tokenizer.adds_bos
 

@@ -23,7 +23,7 @@ from rorqual.inference.scheduler import Sequence, Work
 from rorqual.kernels import decode
 from rorqual.model.transformer import CausalLM
 
-COMPILED_WIDTH = 16
+COMPILED_WIDTH = 64
 """Positions of one sequence up to which a piece of work is given to the compiled step; longer ones are GEMMs' business."""
 FLAT_ROWS = 64
 """Rows of one call of the step: its scratch grows with them."""

@@ -129,40 +129,30 @@ inline float silu(float x) { return x / (1.0f + std::exp(-x)); }
 
 constexpr long HEADS = 4;  // of a row, which read its cached entries together
 
-// y[k] = sum over j of a[j] m[j][k], in the order of j
-inline void mix(const float* a, long count, const float* m, long ld, long width, float* y) {
+// y[h][k] = sum over cached entries t of a[h][t] entry_t[k], in the order of t, for H heads that read each entry together
+template <int H>
+inline void mix_entries(const float* const* a, long count, const int64_t* table, long block_size, const float* cache, long entry, long width, float* const* y) {
     long k = 0;
-    for (; k + 4 * LANES <= width; k += 4 * LANES) {
-        lanes sum[4] = {};
-        for (long j = 0; j < count; j++)
-            for (int i = 0; i < 4; i++) sum[i] += a[j] * load(m + j * ld + k + i * LANES);
-        std::memcpy(y + k, sum, sizeof sum);
-    }
-    for (; k < width; k++) {
-        float sum = 0.0f;
-        for (long j = 0; j < count; j++) sum = __builtin_fmaf(a[j], m[j * ld + k], sum);
-        y[k] = sum;
-    }
-}
-
-// The same over cached entries, which lie in blocks.
-inline void mix_entries(const float* a, long count, const int64_t* table, long block_size, const float* cache, long entry, long width, float* y) {
-    long k = 0;
-    for (; k + 4 * LANES <= width; k += 4 * LANES) {
-        lanes sum[4] = {};
+    for (; k + 2 * LANES <= width; k += 2 * LANES) {
+        lanes sum[H][2];
+        for (int h = 0; h < H; h++) sum[h][0] = sum[h][1] = lanes{};
         for (long t = 0; t < count; t += block_size) {
             const float* e = cache + table[t / block_size] * block_size * entry + k;
             const long some = count - t < block_size ? count - t : block_size;
-            for (long j = 0; j < some; j++)
-                for (int i = 0; i < 4; i++) sum[i] += a[t + j] * load(e + j * entry + i * LANES);
+            for (long j = 0; j < some; j++) {
+                const lanes first = load(e + j * entry), second = load(e + j * entry + LANES);
+                for (int h = 0; h < H; h++) sum[h][0] += a[h][t + j] * first, sum[h][1] += a[h][t + j] * second;
+            }
         }
-        std::memcpy(y + k, sum, sizeof sum);
+        for (int h = 0; h < H; h++) std::memcpy(y[h] + k, sum[h], sizeof sum[h]);
     }
-    for (; k < width; k++) {
-        float sum = 0.0f;
-        for (long t = 0; t < count; t++) sum = __builtin_fmaf(a[t], cache[(table[t / block_size] * block_size + t % block_size) * entry + k], sum);
-        y[k] = sum;
-    }
+    for (; k < width; k++)
+        for (int h = 0; h < H; h++) {
+            float sum = 0.0f;
+            for (long t = 0; t < count; t++)
+                sum = __builtin_fmaf(a[h][t], cache[(table[t / block_size] * block_size + t % block_size) * entry + k], sum);
+            y[h][k] = sum;
+        }
 }
 
 }  // namespace
@@ -179,8 +169,8 @@ struct Sizes {
 
 // Weights of one block; null where the block has none.
 struct Weights {
-    const float *input_norm, *q_norm, *kv_norm, *post_norm, *bias, *kv_b;
-    Matrix q_a, q_b, kv_a, o, gate, gate_up, down, ffn_gate, ffn_up, ffn_down;
+    const float *input_norm, *q_norm, *kv_norm, *post_norm, *bias;
+    Matrix w_uk, w_uv, q_a, q_b, kv_a, o, gate, gate_up, down, ffn_gate, ffn_up, ffn_down;
 };
 
 void rq_linear(const float* x, const Matrix* w, float* y, long n, long k, long o) {
@@ -224,19 +214,18 @@ void attention(const Sizes& s, const Weights& w, Scratch& b, float* x, const flo
         std::memcpy(cache + (block * s.block_size + p % s.block_size) * entry, e, entry * sizeof(float));
         for (long i = 0; i < s.h; i++) turn(b.q + row * q_width + i * head + s.d, cos + row * (s.r / 2), sin + row * (s.r / 2), s.r / 2);
     }
+    per_head(b.q, head, q_width, w.w_uk, b.latent, entry, n, s.h, s.d, s.c);  // [W^UK^T q_nope ; q_rope]
     const long parts = (s.h + HEADS - 1) / HEADS;
 #pragma omp for schedule(static, 1)
     for (long job = 0; job < n * parts; job++) {
         const long row = job / parts, head_0 = job % parts * HEADS, heads = s.h - head_0 < HEADS ? s.h - head_0 : HEADS, count = positions[row] + 1;
-        const float *lat[HEADS], *z[HEADS];
-        float* score[HEADS];
+        const float *lat[HEADS], *share[HEADS];
+        float *score[HEADS], *z[HEADS];
         for (long i = 0; i < heads; i++) {
             const long place = row * s.h + head_0 + i;
-            const float* q = b.q + row * q_width + (head_0 + i) * head;
-            float* l = b.latent + place * entry;  // [W^UK^T q_nope ; q_rope]
-            mix(q, s.d, w.kv_b + (head_0 + i) * (s.d + s.v) * s.c, s.c, s.c, l);
-            std::memcpy(l + s.c, q + s.d, s.r * sizeof(float));
-            lat[i] = l, z[i] = b.mixed + place * s.c, score[i] = b.scores + place * longest;
+            float* l = b.latent + place * entry;
+            std::memcpy(l + s.c, b.q + row * q_width + (head_0 + i) * head + s.d, s.r * sizeof(float));
+            lat[i] = l, z[i] = b.mixed + place * s.c, share[i] = score[i] = b.scores + place * longest;
         }
         const int64_t* table = tables + row * table_width;
         for (long t = 0; t < count; t += s.block_size) {
@@ -251,14 +240,13 @@ void attention(const Sizes& s, const Weights& w, Scratch& b, float* x, const flo
                 most = score[i][t] > most ? score[i][t] : most;
             }
             for (long t = 0; t < count; t++) sum += score[i][t] = std::exp(score[i][t] - most);
-            float* into = b.mixed + (row * s.h + head_0 + i) * s.c;
-            mix_entries(score[i], count, table, s.block_size, cache, entry, s.c, into);
-            for (long k = 0; k < s.c; k++) into[k] /= sum;
-            const float* value = w.kv_b + ((head_0 + i) * (s.d + s.v) + s.d) * s.c;
-            float* out[1] = {b.heads + (row * s.h + head_0 + i) * s.v};
-            some_outputs(z + i, 1, value, s.c, out, 0, s.v);
+            for (long t = 0; t < count; t++) score[i][t] /= sum;
         }
+        if (heads == HEADS) mix_entries<HEADS>(share, count, table, s.block_size, cache, entry, s.c, z);
+        else
+            for (long i = 0; i < heads; i++) mix_entries<1>(share + i, count, table, s.block_size, cache, entry, s.c, z + i);
     }
+    per_head(b.mixed, s.c, s.h * s.c, w.w_uv, b.heads, s.v, n, s.h, s.c, s.v);
     linear(b.heads, s.h * s.v, w.o, b.u, s.m, n, s.h * s.v, s.m);
 #pragma omp for schedule(static)
     for (long i = 0; i < n * s.m; i++) x[i] += b.u[i];

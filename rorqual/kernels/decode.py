@@ -27,11 +27,11 @@ from rorqual.kernels.panels import Panels
 _LONGS = ("m", "h", "d", "r", "c", "v", "q_rank", "experts", "chosen", "groups", "kept_groups", "width", "shared", "dense", "block_size", "num_blocks",
           "softmax", "normalise", "bias_sum")  # fmt: skip
 _FLOATS = ("eps", "scale", "route_scale")
-_POINTERS = ("input_norm", "q_norm", "kv_norm", "post_norm", "bias", "kv_b")
-_MATRICES = ("q_a", "q_b", "kv_a", "o", "gate", "gate_up", "down", "ffn_gate", "ffn_up", "ffn_down")
+_POINTERS = ("input_norm", "q_norm", "kv_norm", "post_norm", "bias")
+_MATRICES = ("w_uk", "w_uv", "q_a", "q_b", "kv_a", "o", "gate", "gate_up", "down", "ffn_gate", "ffn_up", "ffn_down")
 _NAMES = {
     "input_norm": "input_layernorm.weight", "q_a": "self_attn.q_a_proj.weight", "q_norm": "self_attn.q_a_layernorm.weight", "q_b": "self_attn.q_b_proj.weight",
-    "kv_a": "self_attn.kv_a_proj_with_mqa.weight", "kv_norm": "self_attn.kv_a_layernorm.weight", "kv_b": "self_attn.kv_b_proj.weight",
+    "kv_a": "self_attn.kv_a_proj_with_mqa.weight", "kv_norm": "self_attn.kv_a_layernorm.weight", "w_uk": "self_attn.w_uk", "w_uv": "self_attn.w_uv",
     "o": "self_attn.o_proj.weight", "post_norm": "post_attention_layernorm.weight", "gate": "mlp.gate.weight", "bias": "mlp.gate.e_score_correction_bias",
     "gate_up": "mlp.experts.gate_up_proj.weight", "down": "mlp.experts.down_proj.weight",
 }  # fmt: skip
@@ -72,13 +72,18 @@ class DecodeStep:
         self, config: ModelConfig, tensors: Mapping[str, Tensor], inv_freq: Sequence[float], amplitude: float, softmax_scale: float, weights: str = "fp32",
     ) -> None:  # fmt: skip
         self.config, self._source, self._tensors = config, dict(tensors), dict(tensors)
-        for name, value in tensors.items():  # what is read element by element is FP32: norms, router biases, kv_b_proj
-            if value.dtype != torch.float32 and (value.dim() == 1 or name.endswith("kv_b_proj.weight")):
-                self._tensors[name] = value.float()
-        stored = {name: value for name, value in tensors.items() if value.dim() > 1 and not name.endswith("kv_b_proj.weight")}
+        for name in [name for name in tensors if name.endswith("kv_b_proj.weight")]:  # W^UK, turned, and W^UV of each head
+            whole = self._source.pop(name).view(config.num_attention_heads, -1, config.kv_lora_rank)
+            stem = name.removesuffix("kv_b_proj.weight")
+            self._source[stem + "w_uk"] = whole[:, : config.qk_nope_head_dim].transpose(1, 2)
+            self._source[stem + "w_uv"] = whole[:, config.qk_nope_head_dim :]
+        stored = {name: value for name, value in self._source.items() if value.dim() > 1}
         if "lm_head.weight" in stored:
             stored.pop("model.embed_tokens.weight")
         self._panels = {name: Panels(value, weights, halves=name.endswith("gate_up_proj.weight")) for name, value in stored.items()}
+        for name, value in tensors.items():  # what is read element by element is FP32
+            if value.dim() == 1 and value.dtype != torch.float32:
+                self._tensors[name] = value.float()
         angle = torch.arange(config.max_position_embeddings, dtype=torch.float32).unsqueeze(1) * torch.tensor(inv_freq, dtype=torch.float32)
         self._cos, self._sin = angle.cos() * amplitude, angle.sin() * amplitude
         grouped = config.n_routed_experts > 0 and config.topk_method != "greedy" and config.n_group > 1
@@ -105,7 +110,7 @@ class DecodeStep:
         stem = "mlp.shared_experts." if self.config.is_moe(layer) else "mlp."
         names |= {key: prefix + stem + name for key, name in _FFN.items()}
         found = {key: self._tensors[name] for key, name in names.items() if name in self._tensors}
-        matrices = {key: self._matrix(names[key]) for key in _MATRICES if key in names and names[key] in self._tensors}
+        matrices = {key: self._matrix(names[key]) for key in _MATRICES if key in names and names[key] in self._panels}
         return _Weights(**{key: found[key].data_ptr() for key in _POINTERS if key in found}, **matrices)  # type: ignore[arg-type]
 
     def _matrix(self, name: str) -> _Matrix:
@@ -117,7 +122,7 @@ class DecodeStep:
         for name, panels in self._panels.items():
             panels.fill(self._source[name])
         for name, value in self._source.items():
-            if value is not self._tensors[name]:
+            if value.dim() == 1 and value is not self._tensors[name]:
                 self._tensors[name].copy_(value)
 
     @property

@@ -143,4 +143,17 @@ void linear(const float* x, long ldx, const Matrix& w, float* y, long ldy, long 
         }
 }
 
+// y[row][head] = W_head x[row][head], a matrix of `o` outputs for each of `h` heads; x and y of a head lie `step` and `gap` apart, rows of x `ldx`
+void per_head(const float* x, long step, long ldx, const Matrix& w, float* y, long gap, long n, long h, long k, long o) {
+    const float* in[64];
+    float* out[64];
+#pragma omp for schedule(static)
+    for (long head = 0; head < h; head++)
+        for (long row = 0; row < n; row += 64) {
+            long rows = n - row < 64 ? n - row : 64;
+            for (long i = 0; i < rows; i++) in[i] = x + (row + i) * ldx + head * step, out[i] = y + ((row + i) * h + head) * gap;
+            outputs_of(in, rows, part(w, head, o, k), k, out, 0, o, o);
+        }
+}
+
 }  // namespace

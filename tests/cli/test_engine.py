@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 import pytest
 
 from rorqual.cli import memory_check
 from rorqual.cli.engine import add_options, open_engine
 from rorqual.errors import DeviceError
+from rorqual.kernels import native
 from tests.server.real import model_folder
 
 
@@ -35,3 +37,14 @@ def test_a_cache_that_does_not_fit_is_refused_before_the_folder_is_read(tmp_path
         open_engine(parser.parse_args([str(folder), "--cache-gb", "2"]))
     assert "memory for" in capsys.readouterr().err
     assert open_engine(parser.parse_args([str(folder), "--cache-gb", "0.01"])).engine.pool.num_blocks > 0
+
+
+@pytest.mark.skipif(native.library().library is None, reason=f"no compiled kernels: {native.library().detail}")
+@pytest.mark.parametrize(("weights", "most"), [("fp16", 1e-3), ("int8", 0.1)])
+def test_lossy_weights_print_their_error(tmp_path, capsys, weights, most):
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    opened = open_engine(parser.parse_args([str(model_folder(tmp_path)), "--weights", weights]))
+    found = re.search(rf"weights in {weights}: relative error (\S+) of the matrices, (\S+) of the logits", capsys.readouterr().err)
+    assert found is not None and 0 < float(found[1]) < most and 0 < float(found[2]) < most
+    assert opened.engine.runner.weight_error() is not None
