@@ -10,7 +10,6 @@ from rorqual.errors import DataError
 from rorqual.eval.tasks import catalog
 from tests.eval.tasks import fixture
 
-
 HAY = " ".join(f"w{n}" for n in range(20))
 
 
