@@ -179,11 +179,13 @@ def _merged(args: argparse.Namespace, base: Path, layers: tuple[int, int] | None
         )
     opened = open_base(base)
     if opened.checkpoint:
-        config, named = _from_checkpoint(base, opened.folder, False)
+        config, named = _from_checkpoint(opened.folder.parents[1], opened.folder, False)
         whole: Source = ModelSource(config, named)
     else:
         whole = FolderSource(opened.folder)
-    return MergedSource(whole, Adapter.read(args.source / "adapter")), opened.folder, list(whole.notices)
+    for adapter in (*opened.adapters, args.source / "adapter"):
+        whole = MergedSource(whole, Adapter.read(adapter))
+    return whole, opened.folder, list(whole.notices)
 
 
 def _checkpoint(source: Path, step: int | None, ema: bool) -> Path | None:

@@ -1,17 +1,19 @@
-"""The model that post-training starts from: a model folder, a run's export, or a run's newest checkpoint."""
+"""The model that post-training starts from: a model folder, a run's export, its newest checkpoint, or its adapter over another of these."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from rorqual.adapters import lora, peft
 from rorqual.checkpoint import hf
 from rorqual.config import ModelConfig
 from rorqual.errors import CheckpointError
 from rorqual.model.transformer import CausalLM
+from rorqual.posttrain.folder import adapter_base
 from rorqual.tokenizer import bpe
 from rorqual.train import extend
 from rorqual.train.state import load_weights
@@ -21,7 +23,8 @@ _TOKENIZERS = ("tokenizer.json", "tiktoken.model")
 
 @dataclass(frozen=True)
 class Base:
-    """`folder` has the weights; `tokenizer_folder` the tokenizer's files. `stored` is the dtype to write results in: "fp32" or "bf16"."""
+    """`folder` has the weights, to which `adapters` are added in their order; `tokenizer_folder` the tokenizer's files. `stored` is the dtype to
+    write results in: "fp32" or "bf16"."""
 
     path: Path
     folder: Path
@@ -29,6 +32,7 @@ class Base:
     tokenizer_folder: Path
     stored: str
     checkpoint: bool = False
+    adapters: tuple[Path, ...] = ()
 
     def tokenizer(self) -> bpe.Tokenizer:
         """Its tokenizer; CheckpointError where that has more ids than the embedding has rows."""
@@ -40,13 +44,20 @@ class Base:
         return tokenizer
 
     def load(self, weights: str = "fp32") -> CausalLM:
-        """The model on the CPU; weights "fp32", "bf16" or, of an FP8 folder, "fp8"."""
+        """The model on the CPU, its adapters merged; weights "fp32", "bf16" or, of an FP8 folder, "fp8"."""
+        model = self._load(weights)
+        for adapter in self.adapters:
+            peft.load(model, adapter)
+            lora.merge(model)
+        return model.requires_grad_(weights != "fp8")
+
+    def _load(self, weights: str) -> CausalLM:
         if not self.checkpoint:
             return hf.load(self.folder, weights=weights)[0]
         if weights == "fp8":
             raise CheckpointError(f"{self.path} is a run in FP32; export it with --to fp8 to keep its weights in FP8")
         model = CausalLM(self.config)
-        load_weights(model, extend.open_parent(self.path).load())
+        load_weights(model, extend.open_parent(self.folder.parents[1]).load())
         return model if weights == "fp32" else model.to(torch.bfloat16)
 
     def fingerprint(self) -> str:
@@ -54,6 +65,8 @@ class Base:
         digest = hashlib.blake2b((self.folder / "config.json").read_bytes() if not self.checkpoint else b"", digest_size=16)
         for file in sorted(self.folder.rglob("*.safetensors")):
             digest.update(f"{file.name}:{file.stat().st_size};".encode())
+        for adapter in self.adapters:
+            digest.update((adapter / peft.WEIGHTS).read_bytes())
         return digest.hexdigest()
 
 
@@ -64,8 +77,12 @@ def open_base(path: str | Path) -> Base:
         what = "has no config.json, so it is neither a run nor a model folder" if path.is_dir() else "is not a folder"
         raise CheckpointError(f"{path} {what}; give a run (runs/NAME) or a folder with config.json and safetensors files")
     exported = (path / "hf" / "config.json").is_file()
-    if not exported and (path / "adapter").is_dir():
-        raise CheckpointError(f"{path} is a run with an adapter; merge it first: rorqual export {path} OUT")
+    under = adapter_base(path)
+    if under is not None:
+        below = open_base(under)
+        own = path / "tokenizer"
+        places = own if any((own / name).is_file() for name in _TOKENIZERS) else below.tokenizer_folder
+        return replace(below, path=path, tokenizer_folder=places, adapters=(*below.adapters, path / "adapter"))
     if not exported and (extend.is_run(path) or (path / "checkpoints").is_dir()):
         parent = extend.open_parent(path)
         from rorqual.checkpoint import resume

@@ -258,7 +258,8 @@ class _Loop:
         tokenizer = write_tokenizer(self.base, self.tokenizer, self.config.render.style, self.folder.tokenizer)
         if self.config.lora is not None:
             with folders.new_folder(self.folder.adapter) as partial:
-                peft.save(self.tuning.model, self.config.lora, str(self.base.folder.resolve()), partial)
+                plain = not self.base.adapters and not self.base.checkpoint
+                peft.save(self.tuning.model, self.config.lora, str((self.base.folder if plain else self.base.path).resolve()), partial)
         else:
             named = resume.split_experts(self.tuning.weights())
             hf.export_tensors(self.base.config.with_(quantization_config=None), named, tokenizer, self.folder.hf, dtype=self.base.stored)

@@ -168,3 +168,13 @@ def test_backend_report_names_every_choice() -> None:
     rows = ops.backend_report()
     assert {"rms_norm", "attention", "grouped GEMM"} <= {row["op"] for row in rows}
     assert all(row["backend"] and row["why"] for row in rows)
+
+
+def test_isolated_attention_is_attention_under_the_mask_of_its_runs() -> None:
+    runs = ((3, 6), (4, 1, 4))
+    numbers = torch.stack([torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in runs])
+    mask = (numbers.unsqueeze(1) == numbers.unsqueeze(2)).tril()
+    agree(
+        lambda q, k, v: ops.isolated_attention(q, k, v, 0.3, runs), lambda q, k, v: reference.attention(q, k, v, 0.3, mask),
+        randn(2, 3, 9, 8), randn(2, 3, 9, 8), randn(2, 3, 9, 5),
+    )  # fmt: skip

@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from rorqual.adapters.config import LoraConfig
 from rorqual.checkpoint import hf
-from rorqual.errors import CheckpointError
+from rorqual.cli.main import main
+from rorqual.cli.model_folder import load_folder
+from rorqual.errors import CheckpointError, RunError
 from rorqual.posttrain.base import open_base
+from rorqual.posttrain.sft import run_sft
+from rorqual.posttrain.sft_config import RenderConfig, SFTConfig
 from rorqual.tokenizer import bpe
 from rorqual.train.trainer import train
-from tests.posttrain.tiny_chat import TEXTS, write_model
+from tests.posttrain.tiny_chat import TEXTS, write_model, write_talks
 from tests.train.tiny_run import TinyData, tiny_run
 
 
@@ -50,9 +55,32 @@ def test_what_is_no_model_is_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         open_base(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "adapter").mkdir()
-    with pytest.raises(CheckpointError, match="merge it first: rorqual export"):
+    (tmp_path / "lineage.json").write_text('{"kind": "sft", "base": "somewhere"}')
+    with pytest.raises(RunError, match="has not finished"):
         open_base(tmp_path)
+
+
+def test_adapters_over_adapters_are_merged_and_exported(tmp_path: Path):
+    """A run with an adapter is a base like any other, for another adapter too."""
+    model = write_model(tmp_path)
+    data = write_talks(tmp_path / "talks.jsonl", 9)
+    below = model
+    for name in ("one", "two"):
+        config = SFTConfig(
+            model=str(below), data=str(data), render=RenderConfig(max_tokens=64), learning_rate=1e-2, epochs=1, lora=LoraConfig(rank=2), device="cpu"
+        )  # fmt: skip
+        below = run_sft(config, tmp_path / name, progress=False).folder
+    base = open_base(below)
+    assert base.adapters == (tmp_path / "one" / "adapter", tmp_path / "two" / "adapter") and base.folder == model
+    wanted = open_base(model).load().state_dict()["lm_head.weight"], base.load().state_dict()
+    assert torch.equal(wanted[0], wanted[1]["lm_head.weight"])
+    assert main(["export", str(below), str(tmp_path / "out")]) == 0
+    exported = hf.load(tmp_path / "out")[0].state_dict()
+    for name, tensor in wanted[1].items():
+        torch.testing.assert_close(exported[name], tensor, rtol=1e-5, atol=1e-6)
+    used = load_folder(below).model.state_dict()
+    assert all(torch.allclose(used[name], tensor, atol=1e-6) for name, tensor in wanted[1].items())
+    assert base.fingerprint() != open_base(tmp_path / "one").fingerprint() != open_base(model).fingerprint()
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path):

@@ -238,3 +238,14 @@ def test_official_bytes(messages: list[Any], add_generation_prompt: bool) -> Non
     assert rendered.ids == own.encode(expected)
     if messages in OFFICIAL[:1]:
         assert render(messages, own, add_generation_prompt=add_generation_prompt).ids == rendered.ids
+
+
+@pytest.mark.parametrize("style", chat.STYLES)
+@pytest.mark.parametrize("reasoning", ["", "why\nso", "  (spaces first", "1 + 1"])
+def test_an_answer_stands_behind_exactly_its_prompt(style: str, reasoning: str) -> None:
+    """What is learned begins where the prompt of inference ends: r1 without reasoning has its empty block, the first line break is the prompt's."""
+    told = {**answer("two"), "reasoning_content": reasoning}
+    prompt = render([HI], tokenizer(), style=style, thinking=bool(reasoning)).ids  # type: ignore[arg-type]
+    whole = render([HI, told], tokenizer(), style=style, thinking=bool(reasoning), add_generation_prompt=False)  # type: ignore[arg-type]
+    ((start, end),) = chat.learned(whole)
+    assert whole.ids[: len(prompt)] == prompt and (start, end) == (len(prompt), len(whole.ids))

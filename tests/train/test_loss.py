@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rorqual.model.transformer import CausalLM
-from rorqual.train.loss import NO_TARGET, compute_loss, evaluate_nll, mtp_targets, sequence_weights
+from rorqual.train.loss import NO_TARGET, compute_loss, evaluate_nll, mtp_targets, segment_positions, sequence_weights
 from tests.tiny import t0
 
 
@@ -186,3 +186,8 @@ def test_an_empty_micro_batch_gives_zero_and_gradients_of_zero(backend: str, mon
     model, none = made(), torch.zeros(0, 6, dtype=torch.int64)
     loss, grad = gradients(model, {"input_ids": none, "targets": none, "num_targets": 6})
     assert loss == 0.0 and grad.abs().max() == 0 and all(p.grad is not None for p in model.parameters())
+
+
+def test_positions_begin_anew_in_every_segment() -> None:
+    segments = torch.tensor([[0, 0, 0, 1, 1, 2, -1, -1], [4, 4, 4, 4, 4, 4, 4, 4]])
+    assert segment_positions(segments).tolist() == [[0, 1, 2, 0, 1, 0, 0, 1], [0, 1, 2, 3, 4, 5, 6, 7]]
