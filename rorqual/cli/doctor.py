@@ -32,6 +32,7 @@ def main(argv: list[str]) -> int:
     if not 0 <= args.seconds <= 60:
         parser.error(f"--seconds ({args.seconds}) must be between 0 and 60")
     report = {"machine": machine(), "python": interpreter(), "torch": torch_build(), "rates": rates(args.seconds), "kernels": kernels()}
+    report["sandbox"] = sandbox()
     if args.json:
         print(json.dumps(report, indent=2))
     else:
@@ -111,6 +112,25 @@ def kernels() -> list[dict[str, str]]:
     return ops.backend_report()
 
 
+def sandbox() -> dict[str, Any]:
+    """What holds generated code on this machine (docs/sandbox.md), tried with a program that wants out; `error` where nothing does."""
+    from rorqual.errors import DeviceError
+    from rorqual.eval.sandbox import Sandbox
+
+    try:
+        with Sandbox() as box:
+            return box.describe()
+    except DeviceError as error:
+        return {"mechanism": None, "error": str(error)}
+
+
+def _sandbox_line(found: dict[str, Any]) -> str:
+    if found["mechanism"] is None:
+        return f"none: {found['error']}"
+    uid = "a uid of its own" if found["own_uid"] else "your uid"
+    return f"{found['mechanism']} ({found['detail']}), {uid}, {found['python']}; languages: {', '.join(found['languages'])}"
+
+
 def _print(report: dict[str, Any]) -> None:
     host, python, torch, measured = (report[key] for key in ("machine", "python", "torch", "rates"))
     rows = [
@@ -126,6 +146,7 @@ def _print(report: dict[str, Any]) -> None:
         ("device", f"{torch['device']}: {torch['why']}"),
         ("Python", f"{python['version']} ({python['executable']})"),
         ("packages", ", ".join(f"{name} {number or 'not installed'}" for name, number in python["packages"].items())),
+        ("sandbox", _sandbox_line(report["sandbox"])),
     ]
     for name, value in rows:
         print(f"{name:<12} {value}")

@@ -45,7 +45,7 @@ def test_text_names_every_operation_and_why(capsys):
 def test_plain_kernels_are_reported_with_their_reason(monkeypatch, capsys):
     rows = [{"op": "rms_norm", "backend": "plain PyTorch", "why": "no C++ compiler found"}]
     monkeypatch.setattr(ops, "backend_report", lambda: rows)
-    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda *name, **where: None)
     assert doctor.main(["--seconds", "0"]) == 0
     out = capsys.readouterr().out
     assert "plain PyTorch: rms_norm\n    because: no C++ compiler found" in out
@@ -66,3 +66,12 @@ def test_time_out_of_range_is_wrong_usage(seconds, capsys):
         doctor.main(["--seconds", seconds])
     assert stop.value.code == 2
     assert "must be between 0 and 60" in capsys.readouterr().err
+
+
+def test_the_sandbox_is_named_or_the_reason_why_there_is_none(monkeypatch, capsys):
+    assert doctor._sandbox_line(doctor.sandbox()).startswith(("bubblewrap (", "landlock (", "none: generated code cannot be run here"))
+    from rorqual.eval.isolation import probe
+
+    monkeypatch.setattr(probe, "missing", lambda mechanism: "it is absent")
+    assert doctor.main(["--seconds", "0"]) == 0
+    assert "none: generated code cannot be run here: no sandbox holds (bubblewrap: it is absent" in capsys.readouterr().out
