@@ -86,7 +86,8 @@ def check_folder(
     from rorqual.planner.estimate import serving_estimate
     from rorqual.posttrain.folder import adapter_base
 
-    folder = adapter_base(folder) or folder
+    while (base := adapter_base(folder)) is not None:  # an adapter may stand over another
+        folder = base
     exported = folder / "hf"
     origin = exported if (exported / "config.json").is_file() else folder
     if not (origin / "config.json").is_file():

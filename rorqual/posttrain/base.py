@@ -11,7 +11,7 @@ import torch
 from rorqual.adapters import lora, peft
 from rorqual.checkpoint import hf
 from rorqual.config import ModelConfig
-from rorqual.errors import CheckpointError
+from rorqual.errors import CheckpointError, ConfigError
 from rorqual.model.transformer import CausalLM
 from rorqual.posttrain.folder import adapter_base
 from rorqual.tokenizer import bpe
@@ -97,6 +97,13 @@ def open_base(path: str | Path) -> Base:
         config = source.config
         stored = "fp32" if source.dtype("model.norm.weight") == "F32" and config.quantization_config is None else "bf16"
     return Base(path, folder, config, _tokenizer(folder, path), stored)
+
+
+def check_apart(base: Base, out: str | Path) -> None:
+    """Refuses to replace a run that holds the model to start from, which would be deleted before it is read."""
+    out = Path(out).resolve()
+    if any(place.resolve() == out or place.resolve().is_relative_to(out) for place in (base.path, base.folder, *base.adapters)):
+        raise ConfigError(f"cannot start from {base.path} and replace {out}: that would delete it first; choose another --out")
 
 
 def _tokenizer(folder: Path, run: Path) -> Path:

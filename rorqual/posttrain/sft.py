@@ -26,7 +26,7 @@ from rorqual.errors import CheckpointError, ConfigError, NonFiniteError
 from rorqual.model import balance
 from rorqual.model.transformer import CausalLM
 from rorqual.posttrain import packing, sft_data
-from rorqual.posttrain.base import Base, open_base
+from rorqual.posttrain.base import Base, check_apart, open_base
 from rorqual.posttrain.folder import TuningFolder
 from rorqual.posttrain.sft_config import SFTConfig
 from rorqual.tokenizer import bpe, templates
@@ -118,6 +118,8 @@ def run_sft(
     device, dtype = choose_device(config)
     base = open_base(config.model)
     check(config, base)
+    if overwrite:
+        check_apart(base, out)
     tokenizer = base.tokenizer()
     with TuningFolder(out) as folder, StopRequest() as stop:
         lineage = {

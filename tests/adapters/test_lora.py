@@ -125,6 +125,14 @@ def test_gradients_pass_through_fp8_weights():
         lora.merged_copy(base)
 
 
+def test_a_model_without_query_compression_or_experts_has_its_own_places():
+    plain = lora.apply(model(q_lora_rank=None, n_routed_experts=0, num_nextn_predict_layers=0), LoraConfig(rank=2))
+    names = {name.split(".", 3)[3] for name in lora.adapted(plain)}
+    assert names == {f"self_attn.{n}" for n in ("q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")} | {
+        f"mlp.{n}_proj" for n in ("gate", "up", "down")
+    }
+
+
 def test_adapters_stay_fp32_over_bf16():
     one = lora.apply(model().to(torch.bfloat16), LoraConfig(rank=2, targets=ALL))
     assert {p.dtype for p in lora.trainable(one).values()} == {torch.float32}

@@ -165,6 +165,9 @@ def test_a_resumed_run_refuses_other_data_and_another_configuration(place, tmp_p
     with pytest.raises(CheckpointError, match="data_fingerprint"):
         run_sft(config(place, epochs=1, data=str(other)), tmp_path / "second", resume_run=True, progress=False)
     assert run_sft(config(place, epochs=1), out, resume_run=True, progress=False).signal is None
+    with pytest.raises(ConfigError, match="would delete it first"):
+        run_sft(config(place, model=str(out)), out, overwrite=True, progress=False)
+    assert (out / "hf" / "config.json").is_file()
     with pytest.raises(ConfigError, match="max_position_embeddings"):
         run_sft(replace(config(place), render=RenderConfig(max_tokens=1000)), tmp_path / "third", progress=False)
 
