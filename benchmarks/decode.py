@@ -25,6 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configs", default="nano,micro,mini")
     parser.add_argument("--rows", default="1,2,4,16,64")
+    parser.add_argument("--weights", default="fp32", choices=("fp32", "bf16", "fp16", "int8"), help="how matrices are kept")
     parser.add_argument("--seconds", type=float, default=1.0, help="per figure")
     args = parser.parse_args()
     bandwidth = memory_gbps(1.0)
@@ -36,7 +37,7 @@ def main() -> None:
         reason = usable(config, tensors)
         if reason is not None:
             raise SystemExit(f"the compiled step cannot run: {reason}")
-        step = DecodeStep(config, tensors, model.rope.inv_freq, model.rope.amplitude, model.rope.softmax_scale)
+        step = DecodeStep(config, tensors, model.rope.inv_freq, model.rope.amplitude, model.rope.softmax_scale, args.weights)
         alone = 0.0
         for rows in map(int, args.rows.split(",")):
             blocks = CONTEXT // BLOCK + 1

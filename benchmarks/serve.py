@@ -4,7 +4,8 @@
 
 One JSON line per `what`; weights are random, so drafts are as good as chance. `decode_batch1_eager` keeps to PyTorch where the others use
 the compiled step; `path` says which one ran. For `mtp` the peer is our own plain decoding; r2 and rd are the costs of a two-row step and of
-a draft over a one-row step, p the share of accepted drafts, `bound` (1 + p) / (r2 + rd). `value` and `peer` are tokens per second (a prompt
+a draft over a one-row step, p the share of accepted drafts, `bound` (1 + p) / (r2 + rd). `mtp_all_right` and `mtp_none_right` make the same
+drafts at the same cost and put the right or a wrong token in their place, forced and with `auto`. `value` and `peer` are tokens per second (a prompt
 of 32 tokens included), seconds for start and prefix.
 """
 
@@ -44,7 +45,7 @@ def prompts(model: CausalLM, count: int, length: int) -> list[list[int]]:
     return torch.randint(2, model.config.vocab_size, (count, length), generator=generator).tolist()
 
 
-def decode(model: CausalLM, batch: int, tokens: int, speculative: int, compiled: bool = True) -> tuple[Callable[[], object], Engine]:
+def decode(model: CausalLM, batch: int, tokens: int, speculative: str | int, compiled: bool = True) -> tuple[Callable[[], object], Engine]:
     """(a call that answers `batch` prompts of 32 tokens without cached prefixes, its engine)."""
     blocks = batch * -(-(34 + tokens) // 16)
     params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
@@ -57,6 +58,30 @@ def decode(model: CausalLM, batch: int, tokens: int, speculative: int, compiled:
         while engine.has_work:
             engine.step()
 
+    return call, engine
+
+
+def judged(model: CausalLM, speculative: str | int, right: bool) -> tuple[Callable[[], object], Engine]:
+    """`decode` of one prompt whose drafts, made at their usual cost, are replaced by what the target will say, or by another token."""
+    call, engine = decode(model, 1, TOKENS, speculative)
+    plain, teacher = decode(model, 1, TOKENS, 0)
+    answer: list[int] = []
+    step, propose = teacher.step, engine.runner.propose
+
+    def recorded() -> Any:
+        outs = step()
+        answer.extend(token for out in outs for token in out.new_token_ids)
+        return outs
+
+    teacher.step = recorded  # type: ignore[method-assign]
+    plain()
+
+    def replaced(sequences: list[Any], num_drafts: int) -> list[list[int]]:
+        propose(sequences, num_drafts)
+        place = len(sequences[0].output)
+        return [[answer[place] if right else (answer[place] + 1) % model.config.vocab_size]]
+
+    engine.runner.propose = replaced  # type: ignore[method-assign]
     return call, engine
 
 
@@ -151,6 +176,17 @@ def main() -> None:
         p = engine.stats.accepted / max(engine.stats.drafts, 1)
         common.emit("mtp", TOKENS / min(ours), TOKENS / min(plain), common.paired_ratio(ours, plain), path=path_of(engine), r2=r2, rd=rd, p=p,
                     bound=(1 + p) / (r2 + rd))  # fmt: skip
+        for what, right, mode in (
+            ("mtp_all_right", True, 1),
+            ("mtp_all_right", True, "auto"),
+            ("mtp_none_right", False, 1),
+            ("mtp_none_right", False, "auto"),
+        ):
+            drafting, engine = judged(model, mode, right)
+            ours, plain = common.alternate(drafting, decode(model, 1, TOKENS, 0)[0], args.seconds / 2)
+            p = engine.stats.accepted / max(engine.stats.drafts, 1)
+            common.emit(what, TOKENS / min(ours), TOKENS / min(plain), common.paired_ratio(ours, plain), mode="auto" if mode == "auto" else "forced",
+                        p=p, r2=r2, rd=rd, bound=(1 + p) / (r2 + rd), share_of_bound=common.paired_ratio(ours, plain) * (r2 + rd) / (1 + p))  # fmt: skip
     seconds, share = prefix_ttft(model)
     common.emit("prefix_ttft", seconds, None, None, share_of_cold=share)
 
