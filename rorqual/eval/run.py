@@ -199,7 +199,7 @@ def _answer_record(
     if not decided:
         return record
     scores = {task.metric: sum(decided) / len(decided)}
-    for name in {name for one in verdicts for name in one.parts}:
+    for name in dict.fromkeys(name for one in verdicts for name in one.parts):
         scores[name] = sum(one.parts.get(name, 0.0) for one in verdicts) / len(verdicts)
     if len(verdicts) > 1:
         chosen = metrics.majority([one.answer for one in verdicts])

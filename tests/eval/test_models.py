@@ -141,3 +141,11 @@ def test_numbers_that_are_none_are_refused():
 def test_a_window_of_nothing_is_refused():
     with pytest.raises(ConfigError, match="window"):
         small.engine_model(window=1)
+
+
+def test_progress_within_texts_and_the_weights_are_told():
+    made, shares = small.engine_model(window=16), list[float]()
+    made.text_scores(["the whale sings, the whale dives; " * 12] * 2, told=shares.append)
+    assert len(shares) > 1 and shares[-1] == 1.0 and shares == sorted(shares)
+    same, other = small.engine_model().describe(), small.engine_model(uniform=True).describe()
+    assert made.describe()["weights_sample_sha256"] == same["weights_sample_sha256"] != other["weights_sample_sha256"]

@@ -136,3 +136,40 @@ def test_odd_answers_are_kept_as_they_are(tmp_path):
     said = {"t/0": "a" * 8192, "t/1": "\ufffd\x00\x1b[31m", "t/2": "q2", "t/3": " "}
     found = _run(_answers(), Scripted(lambda name, prompt: said[name]), _write(tmp_path, ROWS))
     assert [item["outputs"][0] for item in found["items"]] == list(said.values()) and found["metrics"]["em"]["value"] == 0.25
+
+
+def test_items_that_failed_are_asked_again(tmp_path):
+    _write(tmp_path, ROWS)
+    first = _run(_choices(), Scripted(score=lambda context, end: Failure("no") if context == "q2" else -1.0), tmp_path)
+    assert first["failed"] == 1
+    again = Scripted()
+    found = _run(_choices(), again, tmp_path, Options(batch=1))
+    assert set(again.asked) == {"q2"} and found["failed"] == 0 and found["metrics"]["acc"]["n"] == 4
+
+
+def test_a_resumed_run_cuts_the_same_batches(tmp_path):
+    """Of three batches of two the second is half done: it is scored whole, the first not at all."""
+    rows = [{**ROWS[0], "q": f"q{n}"} for n in range(6)]
+    task, model = _choices(), Scripted()
+    items = task.items(_write(tmp_path, rows))
+    with Progress(tmp_path / "out.json", {}) as progress:
+        progress.put("t", [{"id": str(n), "scores": {"acc": 1.0}} for n in range(3)])
+        shown: list[tuple[int, int]] = []
+        found = evaluate(task, items, model, progress, Options(batch=2), Tools(), lambda done, total: shown.append((done, total)))
+    assert model.asked[::2] == ["q2", "q3", "q4", "q5"] and shown == [(3, 6), (4, 6), (6, 6)]
+    assert found["items"][2] == {"id": "2", "scores": {"acc": 1.0}}
+
+
+def test_texts_show_their_bytes(tmp_path):
+    (tmp_path / "a.txt").write_text("four")
+    (tmp_path / "b.txt").write_text("\u00e9")
+    task, shown = catalog.task("bpb"), list[tuple[int, int]]()
+    with Progress(tmp_path / "out.json", {}) as progress:
+        evaluate(task, task.items(tmp_path), Scripted(), progress, Options(batch=1), Tools(), lambda *pair: shown.append(pair))
+    assert shown == [(0, 6), (4, 6), (6, 6)]
+
+
+def test_further_scores_keep_their_order(tmp_path):
+    task = _answers(judge=lambda row, text, tools: Judgement(1.0, text, parts={"z": 0.5, "a": 0.25, "m": 1.0}))
+    found = _run(task, Scripted(lambda name, prompt: "x"), _write(tmp_path, ROWS))
+    assert list(found["metrics"]) == ["em", "z", "a", "m"]
