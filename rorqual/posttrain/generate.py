@@ -10,6 +10,7 @@ data). A server that goes away is TeacherGone, raised after everything that did 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -150,13 +151,18 @@ class FolderTeacher:
     def __init__(self, engine: Engine, tokenizer: Tokenizer, facts: Mapping[str, Any], style: str | None = None) -> None:
         self._engine, self._tokenizer, self._facts = engine, tokenizer, dict(facts)
         self.style = style or templates.style_of(tokenizer)
+        self._lock = threading.Lock()
 
     def describe(self) -> dict[str, Any]:
         """Path, fingerprints and chat style."""
         return self._facts | {"style": self.style}
 
     def draw(self, asked: Sequence[tuple[str, Messages]], how: Drawing) -> Iterator[tuple[str, Found]]:
-        """Drafts of each question as it ends."""
+        """Drafts of each question as it ends. One call at a time has the engine; another thread's waits."""
+        with self._lock:
+            yield from self._draw(asked, how)
+
+    def _draw(self, asked: Sequence[tuple[str, Messages]], how: Drawing) -> Iterator[tuple[str, Found]]:
         engine, limit = self._engine, self._engine.model.config.max_position_embeddings
         open_ones: dict[str, _Open] = {}
         waiting = iter(enumerate(asked))

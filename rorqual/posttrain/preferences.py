@@ -103,7 +103,8 @@ def _judged(lines: list[tuple[str, bytes]], judge: Judge) -> list[dict[str, Any]
 def _record(row: Mapping[str, Any], items: tuple[Item, ...], better: Grade, worse: Grade) -> dict[str, Any]:
     if not (math.isfinite(better.value) and math.isfinite(worse.value)):
         return {"left": "too few votes could be read"}
-    if better.value <= worse.value:
+    sure = items[0].reference is None or better.value > 0.5 > worse.value  # most votes say right, most say wrong
+    if better.value <= worse.value or not sure:
         return {"left": "the grades do not agree with the order"}
     if not (better.reasoning and worse.reasoning):
         return {"left": "a grade without reasoning"}

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -87,6 +88,7 @@ class RewardModel:
         self.model, self.head, self.tokenizer, self.facts = model, head, tokenizer, facts
         self._llm: LLM | None = None
         self._known: dict[Item, float] = {}
+        self._lock = threading.Lock()
 
     @classmethod
     def load(cls, folder: str | Path, weights: str = "fp32") -> RewardModel:
@@ -112,8 +114,12 @@ class RewardModel:
     def scores(self, items: Sequence[Item], batch: int = 16) -> list[float]:
         """Raw scores. With a model that reasons, items without reasoning get the model's own first; NaN where that found no end.
 
-        DataError for an item that is too long.
+        DataError for an item that is too long. Threads take turns.
         """
+        with self._lock:
+            return self._scores(items, batch)
+
+    def _scores(self, items: Sequence[Item], batch: int) -> list[float]:
         given, items = items, self._reasoned(items) if self.facts.reasoning else list(items)
         found = [math.nan] * len(items)
         ready = []

@@ -76,3 +76,20 @@ def test_a_judge_that_goes_away_loses_nothing(tmp_path):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match="cannot read"):
         annotate(tmp_path / "nothing", Judge(Scripted(_say)), tmp_path / "out")
+
+
+def test_with_a_reference_most_votes_must_say_which_is_right(tmp_path):
+    rows = [
+        {"prompt": "Which?", "chosen": "good", "rejected": "bad", "reference": "x"},
+        {"prompt": "Which?", "chosen": "half", "rejected": "bad", "reference": "x"},
+    ]
+
+    def say(name, messages, _number):  # type: ignore[no-untyped-def]
+        text = messages[-1]["content"]
+        right = "> good" in text or ("> half" in text and name[-1] in "01")
+        return f"So it is {right}.\nVerdict: {'right' if right else 'wrong'}"
+
+    counts = annotate(_file(tmp_path, rows), Judge(Scripted(say)), tmp_path / "judged.jsonl")
+    assert counts == {"kept": 1, "the grades do not agree with the order": 1}
+    row = json.loads((tmp_path / "judged.jsonl").read_text(encoding="utf-8"))
+    assert (row["chosen_reasoning"], row["rejected_reasoning"], row["chosen_score"]) == ("So it is True.", "So it is False.", 10.0)

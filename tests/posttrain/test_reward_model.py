@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -106,6 +107,14 @@ def test_many_answers_at_once_are_worth_what_each_is_alone(parts, monkeypatch):
     monkeypatch.setattr(reward, "scores", None)  # nothing is computed again
     assert [reward(problem, answer).value for answer in answers[:2]] == pytest.approx(alone, abs=1e-5)
     assert len(reward._known) == 2  # what is too long, or not whole, is left to its own call
+
+
+def test_threads_take_turns(parts):
+    reward = _reward(parts, reasoning=True)
+    items = [Item(f"{number}?", "two") for number in range(6)]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda item: reward.scores([item])[0], items))
+    assert found == pytest.approx([reward.scores([item])[0] for item in items], nan_ok=True)
 
 
 def test_what_is_too_long_is_told(parts):

@@ -78,7 +78,7 @@ def folder(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("reward"), num_hidden_layers=2, initializer_range=0.1)
 
 
-def _data(file, reasoning=False, count=24):  # type: ignore[no-untyped-def]
+def _data(file, reasoning=False, count=16):  # type: ignore[no-untyped-def]
     rows = []
     for number in range(count):
         row = {"prompt": f"{number}?", "chosen": "the whale sings", "rejected": "one and two"}
