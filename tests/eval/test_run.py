@@ -161,11 +161,13 @@ def test_a_resumed_run_cuts_the_same_batches(tmp_path):
 
 
 def test_texts_show_their_bytes(tmp_path):
-    (tmp_path / "a.txt").write_text("four")
-    (tmp_path / "b.txt").write_text("\u00e9")
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("four")
+    (texts / "b.txt").write_text("\u00e9")
     task, shown = catalog.task("bpb"), list[tuple[int, int]]()
     with Progress(tmp_path / "out.json", {}) as progress:
-        evaluate(task, task.items(tmp_path), Scripted(), progress, Options(batch=1), Tools(), lambda *pair: shown.append(pair))
+        evaluate(task, task.items(texts), Scripted(), progress, Options(batch=1), Tools(), lambda *pair: shown.append(pair))
     assert shown == [(0, 6), (4, 6), (6, 6)]
 
 
