@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rorqual.eval.data import Row, read_rows
+from rorqual.eval.grade import entry_of
 from rorqual.eval.task import GenerationTask, Judgement, Tools
 from rorqual.eval.tasks.judges import completion, run_code
 
@@ -42,5 +43,5 @@ def judge(row: Row, text: str, tools: Tools) -> Judgement:
     body, _ = completion(text, "")
     if not body.strip():
         return Judgement(0.0, None)
-    setup = row.get("test_setup_code") or ""
-    return run_code(body, "\n".join([setup, *row["test_list"], *row.get("challenge_test_list", [])]), tools)
+    tests = "\n".join([row.get("test_setup_code") or "", *row["test_list"], *row.get("challenge_test_list", [])])
+    return run_code(body, tests, tools, entry=entry_of(row["code"], tests))

@@ -39,6 +39,14 @@ def test_scores(tmp_path):
     assert fixture.scores(found, "pass@1") == [1.0, 1.0, 0.0, 0.0, 0.0] and found["unparseable_rate"] == 0.2
 
 
+def test_a_function_that_is_named_like_one_of_pythons(tmp_path):
+    tools = Tools(10)
+    tools._sandbox = boxes.best()
+    row = {"task_id": 126, "text": "", "code": "def sum(a, b):\n    return a * b", "test_list": ["assert sum(2, 5) == 10"] * 3}
+    found = fixture.answered(catalog.task("mbpp"), fixture.put(tmp_path, "mbpp/mbpp.jsonl", [row]), [row["code"]], tools=tools)
+    assert fixture.scores(found, "pass@1") == [1.0]
+
+
 def test_a_malformed_row_is_refused(tmp_path):
     with pytest.raises(DataError, match="field 'test_list' is missing"):
         catalog.task("mbpp").items(fixture.put(tmp_path, "mbpp/mbpp.jsonl", [{"task_id": 11, "text": "", "code": ""}]))
