@@ -116,7 +116,8 @@ def test_a_preference_is_learned_and_the_folder_scores(tmp_path, folder):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, folder, monkeypatch):
-    config = _config(folder, _data(tmp_path / "p.jsonl", reasoning=True), checkpoint_every_steps=2)
+    few = {"epochs": 1, "batch": 2, "validation_share": 0.0, "checkpoint_every_steps": 2}
+    config = _config(folder, _data(tmp_path / "p.jsonl", reasoning=True, count=8), **few)
     train_reward(config, tmp_path / "whole", progress=False)
     made, one = [], reward_training._Loop._one
 
@@ -131,9 +132,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, folder, monkeypat
         part.step == 3 < part.steps and resume.steps(tmp_path / "cut" / "checkpoints") == [2, 3] and not (tmp_path / "cut" / "hf").exists()
     )
     with pytest.raises(ConfigError, match="learning_rate was 0.005"):
-        train_reward(
-            _config(folder, config.data, checkpoint_every_steps=2, learning_rate=1.0), tmp_path / "cut", resume_run=True, progress=False
-        )
+        train_reward(_config(folder, config.data, **few, learning_rate=1.0), tmp_path / "cut", resume_run=True, progress=False)
     train_reward(config, tmp_path / "cut", resume_run=True, progress=False)
     for name in ("model.safetensors", "reward_head.safetensors", "reward.json"):
         assert (tmp_path / "cut" / "hf" / name).read_bytes() == (tmp_path / "whole" / "hf" / name).read_bytes(), name
