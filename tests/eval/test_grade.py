@@ -79,7 +79,7 @@ def test_tricks_score_zero(name):
     assert not found.right and found.passed == 0 and found.note
 
 
-@pytest.mark.parametrize("mechanism", ["bubblewrap", "landlock"])
+@pytest.mark.parametrize("mechanism", ["bubblewrap", pytest.param("landlock", marks=pytest.mark.slow)])
 def test_right_code_passes(mechanism):
     box = boxes.opened(mechanism)
     assert grade(box, "def add(a, b):\n    return a + b", _TESTS, entry="add") == Grade(1, 1)

@@ -131,3 +131,37 @@ def test_item_for_item(model: EngineModel, tmp_path: Path, name: str, shots: int
         assert one == {key: pytest.approx(ours["metrics"][metric][key], rel=1e-3) for key in ("value", "stderr", "n")}
     if isinstance(task, GenerationTask):
         assert len({one["outputs"][0] for one in ours["items"]}) > 1
+
+
+def test_the_command_writes_a_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from rorqual.cli.main import main
+
+    rows = [{"query": f"Question: which whale sings {n} times?", "choices": ["blue", "grey"], "gold": n % 2} for n in range(6)]
+    (tmp_path / "arc_easy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder, out = small.export(tmp_path / "tiny"), tmp_path / "h.json"
+    command = [
+        "eval",
+        str(folder),
+        "--tasks",
+        "arc_easy",
+        "--data",
+        str(tmp_path),
+        "--shots",
+        "2",
+        "--harness",
+        "lm-eval",
+        "--out",
+        str(out),
+    ]
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[2:]] == [["arc_easy", "acc"], ["arc_easy", "acc_norm"]]
+    found = json.loads(out.read_text())
+    assert found["harness"].startswith("lm-eval 0.4") and len(found["tasks"]["arc_easy"]["items"]) == 6
+    assert main(command) == 1 and "is there already" in capsys.readouterr().err
+    out = tmp_path / "x.json"
+    assert (
+        main(["eval", str(folder), "--tasks", "bpb", "--data", str(tmp_path / "arc_easy.jsonl"), "--harness", "lm-eval", "--out", str(out)])
+        == 1
+    )
+    assert "bpb has no form in lm-eval" in capsys.readouterr().err and not out.exists()

@@ -14,9 +14,9 @@ from rorqual.eval.sandbox import Limits, Sandbox
 from tests.eval import boxes
 
 
-@pytest.fixture(params=probe.MECHANISMS)
+@pytest.fixture(params=["best", pytest.param("landlock", marks=pytest.mark.slow)])
 def box(request):
-    return boxes.opened(request.param)
+    return boxes.best() if request.param == "best" else boxes.opened(request.param)
 
 
 def test_output_input_status_and_files(box):

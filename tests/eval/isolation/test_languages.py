@@ -30,7 +30,7 @@ def test_a_program_in_each_language(name, mechanism):
     assert (done.stdout, done.returncode) == ("42\n", 0), done
 
 
-@pytest.mark.parametrize("name", ["js", "java"])
+@pytest.mark.parametrize("name", ["js", pytest.param("java", marks=pytest.mark.slow)])
 def test_memory_of_virtual_machines_is_watched(name):
     box = boxes.best()
     if name not in languages.installed():
