@@ -90,6 +90,7 @@ def open_engine(args: argparse.Namespace, name: str | None = None, queue_limit: 
         loaded.model, tokenizer, speculative=args.speculative, max_num_seqs=args.max_num_seqs, queue_limit=queue_limit,
         max_num_batched_tokens=args.max_num_batched_tokens, memory=None if args.cache_gb is None else int(args.cache_gb * 1e9),
         end_ids=prompts.end_ids(loaded.origin, tokenizer), weights=args.weights if lossy else None,
+        enable_return_routed_experts=getattr(args, "rl", False),
     )  # fmt: skip
     error = engine.runner.weight_error()
     if error is not None:

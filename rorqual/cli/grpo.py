@@ -80,7 +80,12 @@ def _parser() -> argparse.ArgumentParser:
         help="accuracy, code, format, language, length, model, each with its weight (default: the preset's, or accuracy)",
     )
     add("--reward-model", metavar="DIR|URL", help="what gives the reward `model`: a reward model, or another model or server as a judge")
-    add("--api-key-env", default="OPENAI_API_KEY", metavar="VAR", help="environment variable with the key of a judge that is a server")
+    add(
+        "--rollout-url",
+        metavar="URL",
+        help="server that answers (`rorqual serve --rl`, or another that returns token ids) in place of this process",
+    )
+    add("--api-key-env", default="OPENAI_API_KEY", metavar="VAR", help="environment variable with the key of servers")
     add("--steps", type=int, help="optimiser steps")
     add("--max-minutes", type=float, metavar="M", help="end after the step that passes this time")
     add("--prompts", type=int, metavar="N", help="questions of a rollout")
@@ -181,7 +186,7 @@ def _run_of(args: argparse.Namespace) -> GRPORun:
         config = override(config, {"style": style, "thinking": thinking})
     targets = tuple(args.lora_targets.split(",")) if args.lora_targets else ("attention", "ffn")
     given = {
-        "device": args.device, "weights": args.weights, "task_size": args.task_size, "reward_model": args.reward_model, "preset": args.preset,
+        "device": args.device, "weights": args.weights, "task_size": args.task_size, "reward_model": args.reward_model, "rollout_url": args.rollout_url, "preset": args.preset,
         "max_seconds": None if args.max_minutes is None else 60 * args.max_minutes,
         "lora": None if args.lora is None else LoraConfig(rank=args.lora, targets=targets, seed=config.seed),
     }  # fmt: skip

@@ -38,6 +38,9 @@ def main(argv: list[str]) -> int:
         "--api-key", action="append", default=[], metavar="KEY",
         help=f"key that clients have to show, several times for several keys (default: {KEY_VARIABLE} of the environment)",
     )  # fmt: skip
+    parser.add_argument(
+        "--rl", action="store_true", help="let a trainer that has the key load weights and ask for token ids with their experts (/rl/...)"
+    )
     parser.add_argument("--served-model-name", metavar="NAME", help="the model's name for clients (default: the folder's)")
     parser.add_argument("--queue-limit", type=int, default=512, metavar="N", help="requests at a time; more get 429 (default: 512)")
     parser.add_argument("--rate-limit", type=int, metavar="N", help="requests a minute for each key or address (default: none)")
@@ -68,6 +71,8 @@ def serve(args: argparse.Namespace) -> int:
 
     keys = tuple(args.api_key) or tuple(filter(None, [os.environ.get(KEY_VARIABLE)]))
     check_binding(args.host, keys)
+    if args.rl and not keys:
+        raise ConfigError("--rl needs --api-key: its routes read folders of this machine and change the weights that everybody is served")
     with listening_socket(args.host, args.port) as listener:
         opened = open_engine(args, args.served_model_name)
         local = is_loopback(args.host)
@@ -78,7 +83,9 @@ def serve(args: argparse.Namespace) -> int:
         from rorqual.server.run import run
 
         port = listener.getsockname()[1]
-        run(opened.engine, opened.served, limits, listener, args.grace, lambda: _say_ready(opened, args.host, port, bool(keys), began))
+        run(
+            opened.engine, opened.served, limits, listener, args.grace, lambda: _say_ready(opened, args.host, port, bool(keys), began), rl=args.rl
+        )  # fmt: skip
     return 0
 
 

@@ -10,12 +10,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any
 
 from rorqual.errors import RunError
+from rorqual.posttrain.rewards import Judged
 from rorqual.train.metrics import finite
 from rorqual.train.rundir import explained
 
@@ -83,3 +86,24 @@ def read_answers(path: Path, most: int) -> list[list[dict[str, Any]]]:
         if record["rollout"] in found:
             found[record["rollout"]].append(record)
     return list(found.values())
+
+
+def summary(records: Sequence[Mapping[str, Any]], judged: Sequence[Judged]) -> dict[str, Any]:
+    """Figures of a rollout's rewards: each component apart, because two that cancel have no signal together though each has one."""
+    answers = [answer for record in records for answer in record["answers"]]
+    known = [one.reward for one in judged if not math.isnan(one.reward)]
+    components: dict[str, dict[str, Any]] = {}
+    for name in judged[0].outcomes if judged else ():
+        outcomes = [one.outcomes[name] for one in judged if one.outcomes[name].applies]
+        values = [one.value for one in outcomes if one.verdict != "unknown"]
+        components[name] = {
+            "mean": fmean(values) if values else None, "std": pstdev(values) if values else None,
+            "right": sum(one.verdict == "right" for one in outcomes), "wrong": sum(one.verdict == "wrong" for one in outcomes),
+            "unknown": sum(one.verdict == "unknown" for one in outcomes),
+        }  # fmt: skip
+    lengths = [answer["tokens"] for answer in answers]
+    return {
+        "reward_mean": fmean(known) if known else None, "reward_std": pstdev(known) if known else None, "components": components,
+        "groups": len(records), "groups_with_signal": sum(bool(record["signal"]) for record in records), "not_judged": len(judged) - len(known),
+        "length_mean": fmean(lengths) if lengths else 0.0, "length_max": max(lengths, default=0), "cut_share": fmean([float(a["cut"]) for a in answers]) if answers else 0.0,
+    }  # fmt: skip

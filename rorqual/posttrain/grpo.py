@@ -15,7 +15,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, pstdev
 from typing import Any
 
 import torch
@@ -28,13 +27,14 @@ from rorqual.inference.prompts import end_ids
 from rorqual.inference.sampler import key
 from rorqual.posttrain import update
 from rorqual.posttrain.advantages import group_advantages
-from rorqual.posttrain.answers import MAX_TEXT, AnswersLog
+from rorqual.posttrain.answers import MAX_TEXT, AnswersLog, summary
 from rorqual.posttrain.base import Base, open_base
 from rorqual.posttrain.buffer import Group
 from rorqual.posttrain.folder import TuningFolder
 from rorqual.posttrain.grpo_config import GRPORun
 from rorqual.posttrain.grpo_state import GRPOState
 from rorqual.posttrain.problems import Problem, Problems, generate_problems, read_problems
+from rorqual.posttrain.remote import RemoteRollout
 from rorqual.posttrain.rewards import Component, Judged, Rewards
 from rorqual.posttrain.rollout import Answer, LocalRollout, Prompt, Rollout, render_prompt
 from rorqual.posttrain.sft import write_tokenizer
@@ -63,7 +63,7 @@ def run_grpo(
     """Trains to the end, or until SIGINT or SIGTERM, which save first; writes `out`/hf, or `out`/adapter with LoRA.
 
     `problems` stand for what `run` names; `judges` are reward components of the caller's own, by name; `rollout` is where answers come
-    from in place of the engine in this process; `api_key` is for a judge that is a server. DataError where no group of many rollouts has a signal.
+    from in place of the engine in this process; `api_key` is for servers. DataError where no group of many rollouts has a signal.
     """
     if run.threads is not None:
         torch.set_num_threads(run.threads)
@@ -88,6 +88,8 @@ def run_grpo(
             if newest is not None:
                 state.load(newest, fingerprints)
             ends = end_ids(base.tokenizer_folder, tokenizer)
+            if rollout is None and run.rollout_url is not None:
+                rollout = RemoteRollout(run.rollout_url, tokenizer, style=run.grpo.style, end_ids=ends, api_key=api_key)
             return _Loop(run, base, tokenizer, state, asked.items, rewards, rollout, ends, folder, fingerprints, progress).go(stop)
     finally:
         rewards.close()
@@ -184,6 +186,8 @@ class _Loop:
         at, config = self.state.position, self.config
         if self._merged is not None:
             lora.merged_copy(self.state.model, self._merged)
+        if isinstance(self.rollout, RemoteRollout) and self.rollout.follows:
+            self._publish(self.rollout)
         clock = {"generation_seconds": 0.0, "reward_seconds": 0.0}
         kept: list[Group] = []
         records: list[dict[str, Any]] = []
@@ -202,7 +206,7 @@ class _Loop:
         at.rollouts += 1
         at.silent = 0 if any(g.signal for g in kept) else at.silent + 1
         self.answers.write([{"rollout": at.rollouts, "step": at.step + 1, **record} for record in records])
-        self.state.figures = {"rollout": at.rollouts, **_summary(records, judged), **clock}
+        self.state.figures = {"rollout": at.rollouts, **summary(records, judged), **clock}
         self._refuse_silence(judged)
         began = time.monotonic()
         kept = update.prepare(self.trainee, kept, config)
@@ -360,6 +364,13 @@ class _Loop:
         hf.export_tensors(self.base.config.with_(quantization_config=None), named, tokenizer, folder.hf, dtype=self.base.stored)
         self.log.write("event", event="exported", step=state.position.step)
 
+    def _publish(self, rollout: RemoteRollout) -> None:
+        """Gives our server the policy of now, in a folder that is replaced each time."""
+        place = self.folder.path / "published"
+        model = self._merged or self.state.model
+        hf.export(model, self.base.tokenizer_folder, place, dtype=self.base.stored, replace=place.exists())
+        rollout.publish(place, f"step-{self.state.position.step}")
+
     def _result(self, signal: int | None) -> GRPOResult:
         return GRPOResult(self.state.position.step, signal, self.folder.path, self.first, self.last)
 
@@ -367,24 +378,3 @@ class _Loop:
 def _shown(answer: Answer) -> str:
     text = answer.text
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} ... {len(text) - MAX_TEXT} more characters"
-
-
-def _summary(records: Sequence[Mapping[str, Any]], judged: Sequence[Judged]) -> dict[str, Any]:
-    """Figures of a rollout's rewards: each component apart, because two that cancel have no signal together though each has one."""
-    answers = [answer for record in records for answer in record["answers"]]
-    known = [one.reward for one in judged if not math.isnan(one.reward)]
-    components: dict[str, dict[str, Any]] = {}
-    for name in judged[0].outcomes if judged else ():
-        outcomes = [one.outcomes[name] for one in judged if one.outcomes[name].applies]
-        values = [one.value for one in outcomes if one.verdict != "unknown"]
-        components[name] = {
-            "mean": fmean(values) if values else None, "std": pstdev(values) if values else None,
-            "right": sum(one.verdict == "right" for one in outcomes), "wrong": sum(one.verdict == "wrong" for one in outcomes),
-            "unknown": sum(one.verdict == "unknown" for one in outcomes),
-        }  # fmt: skip
-    lengths = [answer["tokens"] for answer in answers]
-    return {
-        "reward_mean": fmean(known) if known else None, "reward_std": pstdev(known) if known else None, "components": components,
-        "groups": len(records), "groups_with_signal": sum(bool(record["signal"]) for record in records), "not_judged": len(judged) - len(known),
-        "length_mean": fmean(lengths) if lengths else 0.0, "length_max": max(lengths, default=0), "cut_share": fmean([float(a["cut"]) for a in answers]) if answers else 0.0,
-    }  # fmt: skip

@@ -28,6 +28,8 @@ class GRPORun:
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     reward_model: str | None = None
     """What gives the reward `model`: a reward model's folder, or any model folder or server's address as a judge."""
+    rollout_url: str | None = None
+    """A server that answers in place of the engine in this process (posttrain.remote)."""
     lora: LoraConfig | None = None
     """Trains adapters alone; none for all weights."""
     weights: Literal["fp32", "bf16", "fp8"] | None = None

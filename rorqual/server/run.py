@@ -56,9 +56,15 @@ class Server(uvicorn.Server):
                 await late
 
 
-def run(engine: Engine, served: Served, limits: Limits, listener: socket.socket, grace: float, ready: Callable[[], None]) -> None:
-    """Serves on a bound socket until SIGINT or SIGTERM."""
+def run(
+    engine: Engine, served: Served, limits: Limits, listener: socket.socket, grace: float, ready: Callable[[], None], *, rl: bool = False,
+) -> None:  # fmt: skip
+    """Serves on a bound socket until SIGINT or SIGTERM; with `rl` a trainer may load weights (server.rl)."""
     app = create_app(engine, served, limits)
+    if rl:
+        from rorqual.server.rl import add_routes
+
+        add_routes(app, engine)  # type: ignore[arg-type]
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, lifespan="on", server_header=False, date_header=False,
         timeout_graceful_shutdown=int(grace + _AFTERWARDS) + 1,
