@@ -13,8 +13,10 @@ import subprocess, sys, time
 from rorqual.eval.isolation import confine, processes
 import os
 confine.adopt_orphans()
-subprocess.Popen(["/bin/sh", "-c", "(setsid sleep 60 &) ; (sleep 60 &) ; exit 3"]).wait
-time.sleep(0.3)
+subprocess.Popen(["/bin/sh", "-c", "(setsid sleep 60 &) ; (sleep 60 &) ; exit 3"])
+end = time.monotonic() + 20
+while len(processes.children(os.getpid())) < 3 and time.monotonic() < end:
+    time.sleep(0.01)
 below = list(processes.below(os.getpid()))
 ended = processes.end_all()
 print(len(below), sorted(os.waitstatus_to_exitcode(one) for one in ended.values()), processes.children(os.getpid()))
