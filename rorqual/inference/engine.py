@@ -27,6 +27,7 @@ from rorqual.inference.params import SamplingParams
 from rorqual.inference.runner import Runner
 from rorqual.inference.sampler import Draw, TokenLogprobs, draw, token_logprobs
 from rorqual.inference.scheduler import Scheduler, Sequence, Work
+from rorqual.inference.switch import DraftSwitch
 from rorqual.kernels import decode
 from rorqual.model.transformer import CausalLM
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from rorqual.tokenizer.bpe import Tokenizer
 
 DEFAULT_MEMORY = 512 * 2**20
-_PROBE_EVERY, _PROBE_STEPS = 64, 4  # decoding steps between two looks at the other way, and their length
+_LAG = 64  # positions that the MTP modules may lie behind while nobody wants drafts: many at once cost a fraction
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,7 @@ class Engine:
         self._requests: dict[str, list[Sequence]] = {}
         self._arrivals = 0
         self._counts = EngineStats()
-        self._speculates = True
-        self._decoding_steps = 0
-        self._seconds_per_token: dict[bool, float] = {}
+        self._switch = DraftSwitch()
         self._compiler: GrammarCompiler | None = None
 
     @property
@@ -203,10 +202,10 @@ class Engine:
         self._propose(work)
         hidden = self.runner.trunk(work)
         before = self._counts.generation_tokens
-        out += self._finish_step(work, hidden)
+        out += self._finish_step(work, hidden, speculates)
         self._counts.steps += 1
         if decoding and self.auto and self.num_drafts:
-            self._measure(speculates, time.perf_counter() - began, self._counts.generation_tokens - before)
+            self._switch.measure(speculates, time.perf_counter() - began, len(work), max(1, self._counts.generation_tokens - before))
         return out
 
     # ------------------------------------------------------------------ requests
@@ -260,18 +259,7 @@ class Engine:
     # ------------------------------------------------------------------ speculation
 
     def _speculates_now(self) -> bool:
-        """Every now and then some steps go the other way, so that both ways' seconds per token stay known."""
-        if not self.auto:
-            return True
-        probing = self._decoding_steps % _PROBE_EVERY < _PROBE_STEPS and self._decoding_steps >= _PROBE_STEPS
-        return self._speculates != probing
-
-    def _measure(self, speculates: bool, seconds: float, tokens: int) -> None:
-        self._decoding_steps += 1
-        rate = seconds / max(1, tokens)
-        self._seconds_per_token[speculates] = 0.8 * self._seconds_per_token.get(speculates, rate) + 0.2 * rate
-        if len(self._seconds_per_token) == 2 and self._decoding_steps % _PROBE_EVERY >= _PROBE_STEPS:
-            self._speculates = self._seconds_per_token[True] <= self._seconds_per_token[False]
+        return self._switch.speculates() if self.auto else True
 
     def _propose(self, work: list[Work]) -> None:
         groups: dict[int, list[Work]] = {}
@@ -285,7 +273,7 @@ class Engine:
 
     # ------------------------------------------------------------------ from states to tokens
 
-    def _finish_step(self, work: list[Work], hidden: list[Tensor]) -> list[StepOutput]:
+    def _finish_step(self, work: list[Work], hidden: list[Tensor], speculates: bool) -> list[StepOutput]:
         for one, states in zip(work, hidden, strict=True):
             self._read_prompt_logprobs(one, states)
         ready = [(one, states) for one, states in zip(work, hidden, strict=True) if one.end == len(one.sequence.tokens)]
@@ -305,7 +293,11 @@ class Engine:
             self.runner.observe(one.sequence, states[: counts[one]])
         going = [one.sequence for one in work if one.sequence.finish_reason is None]
         if self.runner.modules:
-            self.runner.catch_up([s for s in going if s.draft_hidden is not None and len(s.draft_hidden) > 1 + self.num_drafts])
+            most = 1 + self.num_drafts
+            lags = [most if speculates or len(s.tokens) <= s.num_prompt_tokens + 1 else _LAG for s in going]
+            self.runner.catch_up(
+                [s for s, lag in zip(going, lags, strict=True) if s.draft_hidden is not None and len(s.draft_hidden) > lag]
+            )
         for one in work:
             s = one.sequence
             self.scheduler.register(s, min(s.computed, s.draft_start) if self.runner.modules else s.computed)
