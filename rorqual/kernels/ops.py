@@ -24,6 +24,7 @@ __all__ = [
     "grouped_dgrad",
     "grouped_fprop",
     "grouped_wgrad",
+    "isolated_attention",
     "linear_cross_entropy",
     "mla_heads",
     "rms_norm",
