@@ -1,4 +1,4 @@
-"""Run a whole recipe: data, tokenizer, training, validation, model folder, report.
+"""Run a whole recipe: data, tokenizer, pre-training, fine-tuning, reinforcement learning, evaluation, report.
 
 rorqual run laptop                  # a second start goes on where the first one stopped
 rorqual run laptop --out runs/mine --train.total-tokens 200000
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rorqual.cli import memory_check
+from rorqual.cli.post_training import PostStages, sentence
 from rorqual.errors import RunError
 
 if TYPE_CHECKING:
@@ -29,32 +30,45 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> int:
     """Runs the verb: 0 when everything is done, 130 or 143 when a signal stopped it after saving. Raises RorqualError."""
     parser = argparse.ArgumentParser(
-        prog="rorqual run", allow_abbrev=False, description="Run a whole recipe: data and tokenizer, training, final validation, Hugging Face folder, results.json, report.html. "
+        prog="rorqual run", allow_abbrev=False, description="Run a whole recipe: data and tokenizer, pre-training, final validation, Hugging Face folder; then, where the recipe has them, "
+        "supervised fine-tuning and GRPO (OUT/sft, OUT/grpo) and accuracy before and after each; results.json, report.html. "
         "An unfinished run is resumed, a finished one is left alone. Fields of the configuration can be given as for `rorqual pretrain`.",
     )  # fmt: skip
     parser.add_argument("recipe", metavar="RECIPE", help="name of a recipe, e.g. laptop, or the config.json of a run")
     parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/NAME)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data folder; built there if it is missing (default: OUT/data)")
     parser.add_argument("--overwrite", action="store_true", help="start afresh in a folder that holds a run; its data stays")
+    parser.add_argument("--no-post-training", action="store_true", help="stop after pre-training, whatever the recipe has behind it")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=JSON", help="set a field of the configuration")
     from rorqual.cli.pretrain import read_recipe, read_settings, split_overrides
 
     own, overrides = split_overrides(argv)
     args = parser.parse_args(own)
+    from rorqual.recipes.post_training import post_training
     from rorqual.train.hyperparams import from_command_line
 
     run = read_recipe(args.recipe).with_(read_settings(args.set))
     run = from_command_line(run, overrides, prog="rorqual run") if overrides else run
     out = args.out or Path("runs") / run.name
     command = shlex.join(["rorqual", "run", *(word for word in argv if word != "--overwrite")])
-    return _Pipeline(run, out, args.data or out / "data", args.overwrite, args.recipe, command).go()
+    course = None if args.no_post_training else post_training(args.recipe)
+    post = None if course is None else PostStages(course.placed(out), out)
+    return _Pipeline(run, out, args.data or out / "data", args.overwrite, args.recipe, command, post).go()
 
 
 class _Pipeline:
     """The stages of a recipe, each left out when what it makes is already there."""
 
-    def __init__(self, run: RunConfig, out: Path, data: Path, overwrite: bool, recipe: str, command: str) -> None:
-        self.run, self.out, self.data, self.overwrite, self.recipe, self.command = run, out, data, overwrite, recipe, command
+    def __init__(self, run: RunConfig, out: Path, data: Path, overwrite: bool, recipe: str, command: str, post: PostStages | None) -> None:
+        self.run, self.out, self.data, self.overwrite, self.recipe, self.command, self.post = (
+            run,
+            out,
+            data,
+            overwrite,
+            recipe,
+            command,
+            post,
+        )
 
     def go(self) -> int:
         """All stages in order; returns the exit code."""
@@ -76,6 +90,8 @@ class _Pipeline:
         if self.overwrite:
             with stored:  # the data stays, and so do its seconds
                 self._write(self.out / "stages.json", {"data": self._stages()["data"]})
+                if self.post is not None:
+                    self.post.clear()
         memory_check.check_run(self.run)
         with self._stage("pretrain"):
             from rorqual.train.trainer import train
@@ -86,12 +102,21 @@ class _Pipeline:
             return 128 + result.signal
         with self._stage("export"):
             self._export()
+        accuracies: dict[str, Any] = {}
+        if self.post is not None:
+            signal = self.post.train(self._stage)
+            if signal is not None:
+                print(f"stopped, saved; go on with: {self.command}", file=sys.stderr)
+                return 128 + signal
+            with self._stage("evaluation"):
+                accuracies = self.post.accuracy()
         with self._stage("results"):
-            results = self._results(dataset, result.final)
+            results = self._results(dataset, result.final) | accuracies
             self._write(self.out / "results.json", results)
+        from rorqual.posttrain.report import sections
         from rorqual.train.report import write_report
 
-        report = write_report(self.out)
+        report = write_report(self.out, extra=sections(self.out))
         self._conclude(results, report)
         return 0
 
@@ -168,10 +193,15 @@ class _Pipeline:
         print(
             f"\n{results['validation_bpb']:.3f} bits per byte on held-out {results['validation_source']} (gzip -9 {results['gzip_bpb']:.3f}, xz {results['xz_bpb']:.3f}), "
             f"MTP acceptance {100 * (results['mtp_acceptance'] or 0):.0f}%, {results['tokens_per_second']:,.0f} tokens/s, {results['seconds'] / 60:.1f} minutes\n"
-            f"report: {report}\n\ntry next:\n"
+            + ("" if self.post is None else sentence(results) + "\n")
+            + f"report: {report}\n\ntry next:\n"
             f"  {shlex.join(['rorqual', 'generate', str(self.out), 'def fibonacci(n):'])}\n"
-            f"  {shlex.join(['rorqual', 'inspect', str(self.out / 'hf')])}\n"
-            f"  {shlex.join(['rorqual', 'pretrain', '--init', str(self.out), '--data', str(self.data), '--out', f'{self.out}-longer'])}"
+            + (
+                f"  {shlex.join(['rorqual', 'inspect', str(self.out / 'hf')])}\n"
+                if self.post is None
+                else f"  {shlex.join(['rorqual', 'chat', str(self.out / 'grpo')])}\n"
+            )
+            + f"  {shlex.join(['rorqual', 'pretrain', '--init', str(self.out), '--data', str(self.data), '--out', f'{self.out}-longer'])}"
         )
 
     # ------------------------------------------------------------------ seconds per stage

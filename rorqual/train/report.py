@@ -7,7 +7,7 @@ never an error. Sampled text comes from a model and is shown as text only (html/
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +44,24 @@ _MAX_PROMPTS = 12
 _MAX_TEXT = 4000
 
 
-def write_report(run: str | Path, out: Path | None = None) -> Path:
-    """Writes the page (default: `report.html` in the run folder) and returns its path; RunError when the folder holds no run."""
+def write_report(run: str | Path, out: Path | None = None, extra: Sequence[Section] = ()) -> Path:
+    """Writes the page (default: `report.html` in the run folder) and returns its path; RunError when the folder holds no run.
+
+    `extra` sections, of what was done with the model afterwards, stand behind the samples.
+    """
     target = Path(run) / "report.html" if out is None else out
-    write(target, build_report(run))
+    write(target, build_report(run, extra))
     return target
 
 
-def build_report(run: str | Path) -> str:
+def build_report(run: str | Path, extra: Sequence[Section] = ()) -> str:
     """The page as text."""
     folder = Path(run)
     if not any((folder / name).is_file() for name in ("config.json", "metrics.jsonl", "results.json")):
         raise RunError(
             f"{folder} holds no run: none of config.json, metrics.jsonl, results.json is there; give the folder that pretrain wrote"
         )
-    return _Report(folder).page()
+    return _Report(folder).page(extra)
 
 
 class _Report:
@@ -74,7 +77,7 @@ class _Report:
         self.model = self._model()
         self.curves = Curves(self.history, self._layer_names(), _dig(self.config, "train", "validation_source"))
 
-    def page(self) -> str:
+    def page(self, extra: Sequence[Section]) -> str:
         """All sections in order."""
         results = self.results
         sections = [
@@ -84,6 +87,7 @@ class _Report:
             Section("schedules", "Schedules", self.curves.schedules(), "What the optimiser was told at each moment."),
             Section("speed", "Speed", join([self.curves.speed(), self._machine()]), "How fast it ran, on what, and where the time went."),
             Section("samples", "Samples", self._samples(), "What the model wrote at several points of its training. Each prompt, and how it was continued, from early to late."),
+            *extra,
             Section("data", "Data", self._data(), "What it was trained on, and what was left out."),
             Section("configuration", "Configuration", self._configuration(), "Everything that decides the run, as it was resolved."),
         ]  # fmt: skip
