@@ -147,7 +147,9 @@ class Runner:
         """Block table of every row."""
         longest = max(len(s.blocks) for s in group)
         tables = self._tensor([s.blocks + s.blocks[-1:] * (longest - len(s.blocks)) for s in group])
-        return tables.repeat_interleave(self._tensor(counts), dim=0)
+        if max(counts) == 1:
+            return tables
+        return tables.index_select(0, self._tensor([number for number, count in enumerate(counts) for _ in range(count)]))
 
     def observe(self, sequence: Sequence, hidden: Tensor) -> None:
         """Takes the states of the next positions of one sequence for the drafter."""
