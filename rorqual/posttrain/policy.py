@@ -166,9 +166,12 @@ class LogProbs(torch.autograd.Function):
             logits = hidden[part] @ weight.t()
             at = targets[part].unsqueeze(1)
             raw = logits.gather(1, at).squeeze(1)
-            whole = logits.logsumexp(dim=1)
+            top = logits.amax(dim=1, keepdim=True)
+            mass = (logits - top).exp_()
+            total = mass.sum(dim=1)
+            whole = top.squeeze(1) + total.log()
             plain[part] = raw - whole
-            entropy[part] = whole - ((logits - whole.unsqueeze(1)).exp() * logits).sum(dim=1)
+            entropy[part] = whole - torch.linalg.vecdot(mass, logits) / total
             if temperature != 1.0 or kept is not None:
                 logits, raw = logits / temperature, raw / temperature
                 if kept is not None:
@@ -192,7 +195,7 @@ class LogProbs(torch.autograd.Function):
             logits = hidden[part] @ weight.t()
             if temperature != 1.0:
                 logits = logits / temperature
-            d_logits = (logits - norm[part].unsqueeze(1)).exp()
+            d_logits = logits.sub_(norm[part].unsqueeze(1)).exp_()
             if kept is not None:
                 d_logits = d_logits.masked_fill(~kept.mask(part.start, part.stop, len(weight)), 0.0)
             scale = (d_logp[part] / temperature).unsqueeze(1)
