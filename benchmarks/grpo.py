@@ -17,6 +17,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from common import emit, load_config
 from rorqual.checkpoint import hf
 from rorqual.data.synthetic import documents
 from rorqual.model.transformer import CausalLM
-from rorqual.posttrain.grpo import run_grpo
+from rorqual.posttrain import grpo
 from rorqual.posttrain.grpo_config import GRPORun
 from rorqual.posttrain.presets import GRPOConfig
 from rorqual.posttrain.problems import Problems, problem_of
@@ -34,6 +35,7 @@ from rorqual.posttrain.rollout import render_prompt
 from rorqual.tokenizer import bpe
 
 Seconds = dict[str, list[float]]
+CLOCK = time.perf_counter
 
 
 def reward(ids: list[int]) -> float:
@@ -47,7 +49,7 @@ def ours(folder: Path, problems: Problems, settings: GRPOConfig, out: Path, seco
     def judge(_problem: Any, answer: Any) -> Outcome:
         return Outcome("right", reward(answer.ids))
 
-    run_grpo(GRPORun(model=str(folder), grpo=settings, device="cpu"), out, problems=problems, judges={"model": judge}, progress=False)
+    grpo.run_grpo(GRPORun(model=str(folder), grpo=settings, device="cpu"), out, problems=problems, judges={"model": judge}, progress=False)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     for row in [row for row in rows if row["kind"] == "train"][1:]:
         seconds["step"].append(row["step_seconds"])
@@ -64,11 +66,11 @@ def trl(folder: Path, prompts: list[str], settings: GRPOConfig, steps: int, expe
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.began, self.generating = time.perf_counter(), 0.0
+            self.began, self.generating = CLOCK(), 0.0
 
         def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
             if state.global_step >= 1:
-                total = time.perf_counter() - self.began
+                total = CLOCK() - self.began
                 seconds["step"].append(total)
                 seconds["generation"].append(self.generating)
                 seconds["training"].append(total - self.scoring)
@@ -94,15 +96,15 @@ def trl(folder: Path, prompts: list[str], settings: GRPOConfig, steps: int, expe
     generate, scored = trainer._generate, trainer._generate_and_score_completions
 
     def timed_generate(*given: Any, **named: Any) -> Any:
-        began = time.perf_counter()
+        began = CLOCK()
         found = generate(*given, **named)
-        clock.generating = time.perf_counter() - began
+        clock.generating = CLOCK() - began
         return found
 
     def timed_scored(*given: Any, **named: Any) -> Any:
-        began = time.perf_counter()
+        began = CLOCK()
         found = scored(*given, **named)
-        clock.scoring = time.perf_counter() - began
+        clock.scoring = CLOCK() - began
         return found
 
     trainer._generate, trainer._generate_and_score_completions = timed_generate, timed_scored
@@ -121,11 +123,21 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--steps", type=int, default=4, help="steps of one run; the first is warm-up")
+    parser.add_argument(
+        "--clock",
+        default="wall",
+        choices=("wall", "cpu"),
+        help="cpu: the process's own seconds, for a busy machine; use it with --threads 1",
+    )
     parser.add_argument("--turns", type=int, default=2, help="runs of each, one after the other")
     parser.add_argument("--peer-experts", default="grouped_mm", choices=("grouped_mm", "eager"), help="eager is several times slower here")
     parser.add_argument("--threads", type=int, default=None)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
+    if args.clock == "cpu":
+        global CLOCK
+        CLOCK = time.process_time
+        grpo.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[assignment]
     torch.set_num_threads(args.threads or min(2, torch.get_num_threads()))
     settings = GRPOConfig(
         prompts=args.prompts, group=args.group, max_new_tokens=args.new_tokens, steps=args.steps, learning_rate=1e-5, rewards={"model": 1.0},
