@@ -42,6 +42,7 @@ def test_malformed(tmp_path):
         catalog.task("bbh_snarks").items(tmp_path)
 
 
+@pytest.mark.slow
 @small.needs_data
 def test_the_bundled_tasks_have_three_examples_each_whose_answers_are_read():
     for name in catalog.GROUPS["bbh"]:

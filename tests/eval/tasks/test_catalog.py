@@ -43,6 +43,7 @@ def test_groups_and_lists():
         catalog.expand(" , ")
 
 
+@pytest.mark.slow
 @small.needs_data
 def test_bundled_data_make_prompts():
     made = []

@@ -35,6 +35,7 @@ def test_malformed_rows_are_refused(tmp_path):
             catalog.task("ifeval").items(fixture.put(tmp_path, "ifeval/input_data.jsonl", [{**ROWS[0], **change}]))
 
 
+@pytest.mark.slow
 @small.needs_data
 def test_every_bundled_row_can_be_checked():
     task = catalog.task("ifeval")
