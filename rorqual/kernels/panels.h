@@ -5,7 +5,7 @@
 
 #pragma once
 
-#if defined(__AVX512F__) || defined(__F16C__)
+#if defined(__AVX512F__) || defined(__AVX2__) || defined(__F16C__)
 #include <immintrin.h>
 #endif
 
@@ -69,9 +69,20 @@ inline lanes widen(const FP16* p) {
 }
 
 inline lanes widen(const int8_t* p) {
+#if defined(__AVX512F__)
+    return (lanes)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+    __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    __m256 low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b)), high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(b, 8)));
+    lanes x;
+    std::memcpy(&x, &low, sizeof low);
+    std::memcpy(reinterpret_cast<char*>(&x) + sizeof low, &high, sizeof high);
+    return x;
+#else
     bytes b;
     std::memcpy(&b, p, sizeof b);
     return __builtin_convertvector(__builtin_convertvector(b, whole), lanes);
+#endif
 }
 
 // R rows by V neighbouring panels, from output `out` of `o`; `w` is at the first of the panels
