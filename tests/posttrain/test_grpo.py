@@ -116,7 +116,7 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [name if number < 2 else pytest.param(name, marks=pytest.mark.slow) for number, name in enumerate(CASES)])
 def test_interrupted_equals_uninterrupted_to_the_bit(model, tmp_path, monkeypatch, case):
     """A signal in the middle of a rollout's steps: questions, waiting groups, moments and reference come back as they were."""
     run = run_of(model, **{"steps": 5, **CASES[case]})
