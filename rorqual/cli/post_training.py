@@ -2,7 +2,7 @@
 
 stages = PostStages(course.placed(out), out)
 signal = stages.train(stage)          # None when both are finished
-figures = stages.accuracy()           # accuracy_pretrained, accuracy_sft, accuracy_grpo, each with _stderr
+figures = stages.accuracy()           # accuracy_pretrained, accuracy_sft, accuracy_grpo, each with _stderr, and _greedy
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 FOLDERS = ("problems", "sft", "grpo")
 PLAIN = "Question: {question}\n"
 """How the corpus asks; the pre-trained model has never seen a conversation."""
+SAMPLES = 4
+"""Answers to each held-out problem, drawn at the temperature of training; one more is greedy."""
 SHOWN = 12
 """Held-out answers kept of each model for the report."""
 
@@ -59,21 +61,22 @@ class PostStages:
             shutil.rmtree(self.out / name, ignore_errors=True)
 
     def accuracy(self) -> dict[str, Any]:
-        """Accuracy of the three models on the held-out problems, with standard errors, and some of their answers."""
+        """Accuracy of the three models on the held-out problems, sampled and greedy, with standard errors, and some of their greedy answers."""
         from rorqual.posttrain.problems import read_problems
 
         problems = read_problems(self.out / "problems" / "heldout.jsonl").items
         figures: dict[str, Any] = {}
         examples: dict[str, list[dict[str, Any]]] = {}
         for name, folder, plain in (("pretrained", self.out, PLAIN), ("sft", self.out / "sft", None), ("grpo", self.out / "grpo", None)):
-            found = self._measure(folder, problems, plain)
+            found, greedy = self._measure(folder, problems, plain)
             figures |= {f"accuracy_{name}": found.value, f"accuracy_{name}_stderr": found.stderr}
+            figures |= {f"accuracy_{name}_greedy": greedy.value, f"accuracy_{name}_greedy_stderr": greedy.stderr}
             examples[name] = [
-                {"question": one.question, "gold": one.gold, "text": one.text, "right": one.right} for one in found.answers[:SHOWN]
+                {"question": one.question, "gold": one.gold, "text": one.text, "right": one.right} for one in greedy.answers[:SHOWN]
             ]
         course = self.course
         about = {
-            "problems": len(problems), "kinds": list(course.kinds), "max_digits": course.max_digits, "decoding": "greedy",
+            "problems": len(problems), "kinds": list(course.kinds), "max_digits": course.max_digits, "samples": SAMPLES, "temperature": course.grpo.grpo.temperature,
             "pretrained_prompt": PLAIN, "budget_minutes": dict(course.minutes), "examples": examples,
         }  # fmt: skip
         return {**figures, "post_training": about}
@@ -89,23 +92,25 @@ class PostStages:
                 max_digits=course.max_digits,
             )  # fmt: skip
 
-    def _measure(self, folder: Path, problems: list[Problem], plain: str | None) -> Accuracy:
+    def _measure(self, folder: Path, problems: list[Problem], plain: str | None) -> tuple[Accuracy, Accuracy]:
         from rorqual.inference.prompts import end_ids
         from rorqual.posttrain.accuracy import measure
         from rorqual.posttrain.base import open_base
 
         base = open_base(folder)
         tokenizer = base.tokenizer()
-        return measure(
-            base.load(), tokenizer, problems, self.course.grpo.grpo, end_ids=end_ids(base.tokenizer_folder, tokenizer), plain=plain,
-            stop=("\n\n",) if plain else (),
-        )  # fmt: skip
+        model, ends, stop = base.load(), end_ids(base.tokenizer_folder, tokenizer), ("\n\n",) if plain else ()
+        sampled, greedy = (
+            measure(model, tokenizer, problems, self.course.grpo.grpo, end_ids=ends, plain=plain, stop=stop, samples=samples)
+            for samples in (SAMPLES, None)
+        )
+        return sampled, greedy
 
 
 def sentence(results: dict[str, Any]) -> str:
     """The three accuracies in a line, for the end of a run."""
     parts = [
-        f"{100 * results[f'accuracy_{name}']:.1f} % (± {100 * results[f'accuracy_{name}_stderr']:.1f}) {words}"
+        f"{100 * results[f'accuracy_{name}']:.1f} % (± {100 * results[f'accuracy_{name}_stderr']:.1f}, greedy {100 * results[f'accuracy_{name}_greedy']:.1f}) {words}"
         for name, words in (("pretrained", "pre-trained"), ("sft", "after SFT"), ("grpo", "after GRPO"))
     ]
     return f"right answers on {results['post_training']['problems']} problems it has not seen: " + ", ".join(parts)

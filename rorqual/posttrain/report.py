@@ -26,7 +26,7 @@ def sections(run: Path) -> list[Section]:
     if not (run / "sft").is_dir() and not (run / "grpo").is_dir():
         return []
     found = [
-        Section("accuracy", "Accuracy", _accuracy(run), "Right answers on problems that no stage has seen, greedily decoded, one answer each."),
+        Section("accuracy", "Accuracy", _accuracy(run), "Right answers on problems that no stage has seen."),
         Section("sft", "Supervised fine-tuning", _sft(run / "sft"), "Worked answers, learned by example."),
     ]  # fmt: skip
     return found + (grpo_report.sections(run / "grpo") if (run / "grpo" / "metrics.jsonl").is_file() else [])
@@ -40,14 +40,17 @@ def _accuracy(run: Path) -> Html:
     about = results.get("post_training") if isinstance(results, Mapping) else None
     if not isinstance(about, Mapping):
         return gap("Accuracy", "post_training is not in results.json; it is measured when the last stage is done.")
-    rows, parts = [], []
+    rows, parts, decoded = [], [], list[str]()
     for key, name in MODELS:
         value, error = finite(results.get(f"accuracy_{key}")), finite(results.get(f"accuracy_{key}_stderr"))
         if value is not None:
+            greedy = finite(results.get(f"accuracy_{key}_greedy"))
+            decoded += [] if greedy is None else [f"{name} {100 * greedy:.1f} %"]
             rows.append((name, value, f"{100 * value:.1f} % ± {100 * error:.1f}" if error is not None else f"{100 * value:.1f} %"))
     note = (
         f"{grouped(about.get('problems', 0))} problems ({', '.join(about.get('kinds', ()))}, numbers of at most {about.get('max_digits')} digits); "
-        "± is the standard error; the pre-trained model is asked as its corpus asks, the others in a conversation"
+        f"{about.get('samples')} answers to each, drawn at temperature {about.get('temperature')}, ± is the standard error; decoded greedily: "
+        f"{', '.join(decoded) or 'not measured'}; the pre-trained model is asked as its corpus asks, the others in a conversation"
     )
     parts.append(card("Accuracy", bars(rows, accent=len(rows) - 1), tag("p", note), wide=True))
     examples = about.get("examples")

@@ -14,6 +14,7 @@ from rorqual.errors import ConfigError
 from rorqual.posttrain.grpo_config import GRPORun
 from rorqual.posttrain.presets import GRPOConfig, Objective
 from rorqual.posttrain.sft_config import RenderConfig, SFTConfig
+from rorqual.train.hyperparams import OptimizerConfig
 
 
 @dataclass(frozen=True)
@@ -44,20 +45,21 @@ class PostTraining:
 
 
 def laptop() -> PostTraining:
-    """Sums and differences of numbers up to 99: examples first, then rewards for right answers alone, no reward model."""
+    """Sums of numbers up to 99: worked examples first, then rewards for right answers alone, no reward model."""
     return PostTraining(
         sft=SFTConfig(
-            model="", data="", render=RenderConfig(style="r1", max_tokens=128), epochs=2, learning_rate=2e-3, final_learning_rate=2e-4,
+            model="", data="", render=RenderConfig(style="r1", max_tokens=128), epochs=2, learning_rate=3e-3, final_learning_rate=2e-4,
             batch_sequences=8, micro_batch_sequences=8, checkpoint_every_steps=100,
         ),
         grpo=GRPORun(
             model="", max_seconds=480.0,
             grpo=GRPOConfig(
-                objective=Objective(), steps=100, prompts=16, group=8, max_new_tokens=72, learning_rate=1e-4, warmup_steps=5,
-                groups_without_signal="drop", style="r1", thinking=True, rewards={"accuracy": 1.0}, checkpoint_every_steps=20,
+                objective=Objective(), steps=150, prompts=16, group=16, max_new_tokens=72, learning_rate=3e-4, warmup_steps=20,
+                groups_without_signal="drop", style="r1", thinking=True, rewards={"accuracy": 1.0},
+                optimizer=OptimizerConfig(beta2=0.99, weight_decay=0.0), checkpoint_every_steps=20,
             ),
         ),
-        kinds=("addition", "subtraction"), max_digits=2, sft_samples=6000, rl_problems=2500, heldout_problems=500,
+        kinds=("addition",), max_digits=2, sft_samples=4000, rl_problems=400, heldout_problems=500,
     )  # fmt: skip
 
 

@@ -67,9 +67,9 @@ def test_stages_go_on_where_they_stopped(tmp_path: Path, monkeypatch: pytest.Mon
 
     results = stages.accuracy()
     for name in ("pretrained", "sft", "grpo"):
-        assert results[f"accuracy_{name}"] == 0.0 and results[f"accuracy_{name}_stderr"] == 0.0
+        assert results[f"accuracy_{name}"] == 0.0 and results[f"accuracy_{name}_stderr"] == results[f"accuracy_{name}_greedy"] == 0.0
         assert len(results["post_training"]["examples"][name]) == 5
-    assert results["post_training"]["problems"] == 5 and "0.0 % (± 0.0) after GRPO" in sentence(results)
+    assert results["post_training"]["problems"] == 5 and "0.0 % (± 0.0, greedy 0.0) after GRPO" in sentence(results)
     assert [section.id for section in sections(out)][:3] == ["accuracy", "sft", "rl"]
     stages.clear()
     assert not any((out / name).exists() for name in post_training.FOLDERS) and (out / "hf").is_dir()

@@ -21,9 +21,11 @@ def problem(question: str, answer: str) -> Problem:
 
 
 def test_the_standard_error_by_hand() -> None:
-    """3 right, 1 wrong, 1 not judged: 0.75, sqrt(0.75 x 0.25 / 3) = 0.25."""
+    """3 right, 1 wrong, 1 not judged: 0.75, sqrt(0.75 x 0.25 / 3) = 0.25. Two answers each: 1, 0.5, and one judged that is wrong: 0.5, 0.5 / sqrt 3."""
     found = Accuracy([Solved("q", "1", "", verdict) for verdict in (True, True, True, False, None)], 0)
-    assert (found.judged, found.value, found.stderr) == (4, 0.75, 0.25)
+    assert (len(found.shares), found.value, found.stderr) == (4, 0.75, pytest.approx(0.25))
+    twice = Accuracy([Solved("q", "1", "", verdict) for verdict in (True, True, True, False, None, False)], 0, 2)
+    assert twice.shares == [1.0, 0.5, 0.0] and twice.value == 0.5 and twice.stderr == pytest.approx(0.5 / math.sqrt(3))
     assert math.isnan(Accuracy([], 0).value) and math.isnan(Accuracy([Solved("q", "1", "", True)], 0).stderr)
 
 
@@ -56,4 +58,6 @@ def test_a_random_model_solves_nothing_and_gives_the_same_answer_every_time() ->
     model, config = build(t0(vocab_size=448)), GRPOConfig(style="r1", thinking=True, max_new_tokens=8)
     problems = [problem(f"{n} + 1", str(n + 1)) for n in range(3)]
     first, second = (accuracy.measure(model, words, problems, config, end_ids=[words.eos_id]) for _ in range(2))
-    assert first == second and first.value == 0.0 and first.judged == 3
+    assert first == second and first.value == 0.0 and len(first.shares) == 3
+    sampled, again = (accuracy.measure(model, words, problems, config, end_ids=[words.eos_id], samples=2) for _ in range(2))
+    assert sampled == again and len(sampled.answers) == 6 and len({one.text for one in sampled.answers}) > 3
