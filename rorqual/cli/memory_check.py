@@ -37,7 +37,7 @@ def available_memory(device: str = "cpu") -> int | None:
 
         if torch.cuda.is_available():
             return int(torch.cuda.mem_get_info(torch.device("cuda" if device == "auto" else device))[0])
-    from rorqual.cli.partial import available_bytes
+    from rorqual.kernels.memory import available_bytes
 
     found = [limit for limit in (available_bytes(), _group_bytes()) if limit is not None]
     return min(found, default=None)
@@ -95,10 +95,21 @@ def check_folder(
     is_run = origin is folder and ((folder / "checkpoints").is_dir() or (folder / "lineage.json").is_file())
     config = _run_model(folder) if is_run else _folder_model(origin)
     chosen = weights or ("fp32" if is_run else fitting_weights(origin)[0])
-    estimate = serving_estimate(
-        config, weights=chosen, cache_bytes=cache_bytes, sequences=sequences, batched_tokens=batched_tokens, drafts=drafts
+    free = available_memory("cpu")
+    estimate, lean = (
+        serving_estimate(
+            config,
+            weights=chosen,
+            cache_bytes=cache_bytes,
+            sequences=sequences,
+            batched_tokens=batched_tokens,
+            drafts=drafts,
+            panels=panels,
+        )
+        for panels in (True, False)
     )
-    check_memory(estimate, available_memory("cpu"), force)
+    # without room for its copies of the weights the compiled step stays out
+    check_memory(estimate if free is None or estimate.total <= free else lean, free, force)
 
 
 def _run_model(run: Path) -> ModelConfig:

@@ -90,7 +90,8 @@ def _adapted(source: Path, base: Path, tokenizer_folder: Path | None, weights: s
 def fitting_weights(folder: Path, layers: tuple[int, int] | None = None) -> tuple[str, list[str]]:
     """("fp32", nothing) where an FP32 copy of the folder fits into the memory that is free, else how it is stored and a remark."""
     from rorqual.checkpoint.source import FolderSource
-    from rorqual.cli.partial import RESERVE, available_bytes
+    from rorqual.cli.partial import RESERVE
+    from rorqual.kernels.memory import available_bytes
     from rorqual.planner.inventory import inventory
 
     free = available_bytes()

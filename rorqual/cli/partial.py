@@ -5,11 +5,11 @@ from __future__ import annotations
 import resource
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rorqual.config import ModelConfig
 from rorqual.errors import ConfigError
+from rorqual.kernels.memory import available_bytes
 from rorqual.planner.inventory import FP8_QUANTIZATION, inventory
 from rorqual.presets import member
 
@@ -27,17 +27,6 @@ class Part:
     config: ModelConfig
     num_bytes: int
     fp8: bool
-
-
-def available_bytes() -> int | None:
-    """Memory that the system can still give, None where it does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
 
 
 def peak_bytes() -> int:

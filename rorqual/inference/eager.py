@@ -28,7 +28,7 @@ def usable(config: ModelConfig, tensors: Mapping[str, Tensor]) -> str | None:
     other = [name for name, value in tensors.items() if value.dtype != torch.float32 or value.device.type != "cpu"]
     if other:
         return f"{other[0]} is {tensors[other[0]].dtype} on {tensors[other[0]].device}; the lean PyTorch step takes FP32 in memory"
-    if "model.embed_tokens.weight" not in tensors or any("codes" in name for name in tensors):
+    if "model.embed_tokens.weight" not in tensors or any("codes" in name or ".lora_" in name for name in tensors):
         return "the weights are not stored as plain matrices"
     if config.kv_lora_rank % 2 or config.qk_nope_head_dim % 2:
         return f"kv_lora_rank ({config.kv_lora_rank}) and qk_nope_head_dim ({config.qk_nope_head_dim}) must be even: rotations run on pairs in place"

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rorqual.config import ModelConfig
 from rorqual.kernels import native
+from rorqual.kernels.memory import available_bytes
 from rorqual.kernels.panels import Panels
 
 _LONGS = ("m", "h", "d", "r", "c", "v", "q_rank", "experts", "chosen", "groups", "kept_groups", "width", "shared", "dense", "block_size", "num_blocks",
@@ -50,6 +51,10 @@ class _Weights(ctypes.Structure):
     _fields_ = [*((name, ctypes.c_void_p) for name in _POINTERS), *((name, _Matrix) for name in _MATRICES)]
 
 
+_SHARE = 0.8
+"""Part of the free memory that the copies may take."""
+
+
 def usable(config: ModelConfig, tensors: Mapping[str, Tensor]) -> str | None:
     """None where the compiled step takes this model, else the reason."""
     if native.library().library is None:
@@ -59,6 +64,9 @@ def usable(config: ModelConfig, tensors: Mapping[str, Tensor]) -> str | None:
             return f"{name} is {value.dtype} on {value.device}; the compiled step takes FP32 or BF16 in memory"
     if "model.embed_tokens.weight" not in tensors or any("codes" in name or ".lora_" in name for name in tensors):
         return "the weights are not stored as plain FP32 or BF16 matrices"
+    copies, free = sum(value.nbytes for value in tensors.values() if value.dim() > 1), available_bytes()
+    if free is not None and copies > _SHARE * free:
+        return f"its copies of the weights ({copies / 1e9:.1f} GB) would leave too little of the {free / 1e9:.1f} GB that are free"
     return None if config.kv_lora_rank else "the model has no latent attention"
 
 

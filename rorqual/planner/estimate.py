@@ -205,13 +205,14 @@ def base_bytes(config: ModelConfig, kept: str) -> float:
 
 def serving_estimate(
     config: ModelConfig, *, weights: str = "fp32", cache_bytes: float | None = None, sequences: int = 64, context: int | None = None,
-    batched_tokens: int = 512, drafts: int | None = None,
+    batched_tokens: int = 512, drafts: int | None = None, panels: bool = True,
 ) -> Estimate:  # fmt: skip
-    """Peak of the engine: weights as kept, the cache, and one step of `batched_tokens` prompt tokens over contexts of `context` tokens.
+    """Peak of the engine: weights as kept, the compiled step's copy of them, the cache, and one step of `batched_tokens` prompt tokens over contexts of `context` tokens.
 
     context: default the longest of the model. cache_bytes: what the cache is given (default: `sequences` contexts, at most 512 MiB, as
     the engine does). drafts: MTP modules that draft (default: one where there are any); their entries are in the cache too. A step
-    makes the keys and values of the sequences in it anew, at most as many as the cache holds.
+    makes the keys and values of the sequences in it anew, at most as many as the cache holds. panels: whether the compiled step runs, which
+    reads copies of the weights.
     """
     if weights not in ("fp32", "bf16", "fp8"):
         raise ConfigError(f"weights ({weights!r}) must be fp32, bf16 or fp8")
@@ -231,6 +232,7 @@ def serving_estimate(
     widest = max(config.hidden_size * config.intermediate_size, config.kv_lora_rank * heads * (nope + value))
     parts = {
         "weights": base_bytes(config, weights),
+        "panels": 0.0 if weights == "fp8" or not panels else base_bytes(config, weights) - item * config.vocab_size * config.hidden_size,
         "cache": float(cache_bytes),
         "dequantised": 4.0 * widest if weights == "fp8" else 0.0,
         "activations": max(attention, ffn),

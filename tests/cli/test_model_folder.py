@@ -90,7 +90,7 @@ def test_a_folder_without_a_tokenizer_takes_the_one_named_and_without_or_with_a_
 def test_what_does_not_fit_in_fp32_is_kept_as_it_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kept: str) -> None:
     folder = members.write(tmp_path / name, name)
     assert model_folder.fitting_weights(folder) == ("fp32", [])
-    monkeypatch.setattr("rorqual.cli.partial.available_bytes", lambda: 1_500_000_000)
+    monkeypatch.setattr("rorqual.kernels.memory.available_bytes", lambda: 1_500_000_000)
     chosen, why = model_folder.fitting_weights(folder)
     assert chosen == kept and "GB in FP32" in why[0]
     loaded = model_folder.load_folder(folder)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rorqual.config import ModelConfig
-from rorqual.kernels import native
+from rorqual.kernels import decode, native
 from rorqual.kernels.decode import DecodeStep, usable
 from rorqual.model.transformer import CausalLM
 from tests.tiny import t0
@@ -137,3 +137,13 @@ def test_refresh_follows_the_weights() -> None:
     torch.testing.assert_close(
         step.trunk(ids, places, tables, storage_of(model.config)), model(ids.unsqueeze(0)).hidden[0], atol=2e-5, rtol=1e-4
     )
+
+
+def test_copies_that_do_not_fit_are_not_made(monkeypatch):
+    model = CausalLM(t0())
+    model.init_weights(0)
+    tensors = {name: value.detach() for name, value in model.state_dict().items()}
+    monkeypatch.setattr(decode, "available_bytes", lambda: 100_000)
+    assert "would leave too little of the 0.0 GB that are free" in str(usable(model.config, tensors))
+    monkeypatch.setattr(decode, "available_bytes", lambda: None)
+    assert usable(model.config, tensors) is None or native.library().library is None

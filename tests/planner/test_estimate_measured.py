@@ -108,7 +108,7 @@ def test_what_recomputation_saves_is_estimated(policy: tuple[str, ...]) -> None:
         (LAPTOP, 1500, 4),
         (t0(max_position_embeddings=1024), 600, 4),
         (t0(vocab_size=8192), 60, 16),
-        (t0(num_nextn_predict_layers=0), 200, 8),
+        (t0(num_nextn_predict_layers=0), 250, 8),
     ],
     ids=["long contexts", "T0", "vocabulary leads", "without drafts"],
 )
