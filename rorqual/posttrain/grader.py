@@ -49,6 +49,8 @@ class Grader:
             process.stdin.write(json.dumps({"task": task, "answer": answer, "entry": entry}, default=str).encode() + b"\n")
             process.stdin.flush()
             line = self._line(self.seconds + (_START_SECONDS if first else 0.0))
+        except TimeoutError:  # an OSError too
+            raise
         except OSError as error:
             self.close()
             raise GraderError(f"the grading process ended: {error}") from None

@@ -60,7 +60,9 @@ def test_chat_streamed_and_whole_are_one_answer(client):
             reasons[choice.index] = choice.finish_reason or reasons[choice.index]
         usage = chunk.usage or usage
     assert [choice.message.content for choice in whole.choices] == texts and len(set(texts)) == 3
-    assert [choice.finish_reason for choice in whole.choices] == reasons and usage == whole.usage
+    assert [choice.finish_reason for choice in whole.choices] == reasons
+    counted = ("prompt_tokens", "completion_tokens", "total_tokens")  # how many drafts were tried depends on what pays at the moment
+    assert [getattr(usage, name) for name in counted] == [getattr(whole.usage, name) for name in counted]
     for choice in whole.choices:
         for token in choice.logprobs.content:
             tops = [top.logprob for top in token.top_logprobs]
