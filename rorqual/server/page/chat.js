@@ -26,8 +26,9 @@ async function findModel() {
 
 // A token goes into a text node of its own kind: plain, or a mark where it was an accepted draft.
 function write(parent, text, draft) {
+  if (!text) return;
   const last = parent.lastChild, tag = draft ? "MARK" : "SPAN";
-  if (last && last.nodeName === tag) last.textContent += text;
+  if (last && last.nodeName === tag) last.firstChild.appendData(text);
   else make(parent, tag.toLowerCase(), "", text);
 }
 
@@ -59,6 +60,9 @@ async function answer() {
     $("speed").textContent = speed + kept;
     foot.textContent = state.tokens + " tokens" + (speed ? ", " + speed : "") + kept + (state.reason === "length" ? ", cut by the length limit" : "");
   };
+  // Layout and figures once a frame, however many tokens come in it.
+  let near = true, waiting = false, over = false;
+  const frame = () => { waiting = false; if (over) return; show(); if (near) talk.scrollTop = talk.scrollHeight; };
   try {
     const request = {
       model: model || undefined, stream: true, return_drafts: true, messages: [...(system ? [{ role: "system", content: system }] : []), ...messages],
@@ -71,16 +75,23 @@ async function answer() {
       if (chunk.error) throw new Error(chunk.error.message);
       const choice = chunk.choices[0];
       if (!choice) continue;
-      const near = talk.scrollHeight - talk.scrollTop - talk.clientHeight < 80, delta = choice.delta;
+      const delta = choice.delta;
+      if (!waiting) {
+        near = talk.scrollHeight - talk.scrollTop - talk.clientHeight < 80;
+        waiting = true;
+        requestAnimationFrame(frame);
+      }
       if ("draft" in choice) { state.tokens += 1; state.drafts += choice.draft ? 1 : 0; state.first ||= performance.now(); }
       if (delta.reasoning_content) { fold.hidden = false; write(thought, delta.reasoning_content, choice.draft); }
       if (delta.content) { state.content += delta.content; write(said, delta.content, choice.draft); }
       for (const call of delta.tool_calls || []) write(said, (call.function.name ? "\n" + call.function.name + " " : "") + (call.function.arguments || ""), choice.draft);
       if (choice.finish_reason) state.reason = choice.finish_reason;
-      show();
-      if (near) talk.scrollTop = talk.scrollHeight;
     }
+    frame();
+    over = true;
   } catch (error) {
+    frame();
+    over = true;
     if (error.name === "AbortError") foot.textContent = "stopped";
     else { make(card, "p", "error", error.message); card.classList.add("error"); }
   }
