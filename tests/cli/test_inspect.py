@@ -71,7 +71,7 @@ def test_671b_in_words(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("name", "total", "active", "without_embedding", "cache"),
     [
-        ("v3_0324", 671_026_419_200, 37_552_297_472, 36_625_618_432, 70_272),
+        pytest.param("v3_0324", 671_026_419_200, 37_552_297_472, 36_625_618_432, 70_272, marks=pytest.mark.slow),
         ("v2_236b", 235_741_434_880, 21_375_800_320, 20_851_512_320, 69_120),
         ("v2_lite_16b", 15_706_484_224, 2_661_150_208, 2_451_435_008, 31_104),
         ("moonlight_16b", 15_960_110_208, 2_914_776_192, 2_579_231_872, 31_104),
@@ -99,7 +99,13 @@ def test_what_no_source_confirms_is_shown(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "licence"), [("v3_671b", "DeepSeek Model Licence v1.0"), ("r1", "MIT"), ("v3_1", "not recorded"), ("kimi_k2", "not recorded")]
+    ("name", "licence"),
+    [
+        ("v3_671b", "DeepSeek Model Licence v1.0"),
+        ("r1", "MIT"),
+        pytest.param("v3_1", "not recorded", marks=pytest.mark.slow),
+        pytest.param("kimi_k2", "not recorded", marks=pytest.mark.slow),
+    ],
 )
 def test_licence_terms_of_presets(capsys: pytest.CaptureFixture[str], name: str, licence: str) -> None:
     assert inspect(capsys, "--preset", name)[1]["licence"] == licence

@@ -57,6 +57,7 @@ def test_run_stop_resume_and_go_on(
     assert read_config(longer).model.rope_scaling.factor == 2.0  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_sigterm_in_a_real_process(made: tuple[Path, Path], tmp_path: Path) -> None:
     """Exit code 143, and the run goes on from the step it stopped at, on real shards with FIM, as if it had not stopped (F31)."""
     config, data = made

@@ -75,7 +75,7 @@ def add(a, b):
 
 @pytest.mark.parametrize("name", _TRICKS)
 def test_tricks_score_zero(name):
-    found = grade(boxes.best(), _TRICKS[name], _TESTS, entry="add", seconds=3)
+    found = grade(boxes.best(), _TRICKS[name], _TESTS, entry="add", seconds=1.5)
     assert not found.right and found.passed == 0 and found.note
 
 

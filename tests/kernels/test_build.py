@@ -47,6 +47,7 @@ def test_switched_off_in_a_fresh_process() -> None:
     assert "plain PyTorch" in out.stdout and "RORQUAL_NATIVE=0" in out.stdout
 
 
+@pytest.mark.slow
 def test_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if build.compiler() is None:
         pytest.skip("no C++ compiler on this machine")

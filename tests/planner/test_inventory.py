@@ -34,7 +34,7 @@ def test_released_671b_files() -> None:
         assert table[name] == Tensor(name, shape, dtype)
 
 
-@pytest.mark.parametrize("name", ["v3_671b", "v3_0324", "v3_1", "r1"])
+@pytest.mark.parametrize("name", ["v3_671b", *(pytest.param(name, marks=pytest.mark.slow) for name in ("v3_0324", "v3_1", "r1"))])
 def test_released_files_of_the_v3_shape_are_alike(name: str) -> None:
     tensors = inventory(member(name).released)
     assert (len(tensors), sum(t.elements for t in tensors), sum(t.bytes for t in tensors)) == (91_991, 684_531_386_000, 688_574_839_360)
@@ -52,7 +52,9 @@ def test_released_kimi_k2_files() -> None:
     assert {t.dtype for t in tensors} == {"BF16", "F32", "F8_E4M3"}
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in ("v3_0324", "r1") else []) for name in sorted(PRESETS)]
+)
 def test_fp8_is_half_of_bf16_but_for_what_stays_plain(name: str) -> None:
     config = member(name).config
     plain, quantised = inventory(config), inventory(config.with_(quantization_config=FP8_QUANTIZATION))

@@ -73,7 +73,8 @@ def test_costs_that_make_no_sense_are_refused(costs):
         Costs(*costs)
 
 
-@pytest.mark.parametrize("name", [pytest.param("1f1b", marks=pytest.mark.slow), pytest.param("zb1p", marks=pytest.mark.slow), "dualpipe"])
+@pytest.mark.parametrize("name", ["1f1b", "zb1p", "dualpipe"])
+@pytest.mark.slow
 def test_a_large_pipeline(name):
     """128 stages x 1,024 micro-batches, in seconds (about 1 s here; the time is not asserted, the work is)."""
     found = simulate(SCHEDULES[name](128, 1024), Costs(F, B, W))
