@@ -116,12 +116,12 @@ def _answer(talk: Conversation, stats: bool) -> None:
 
     terminal = sys.stdout.isatty()
     clean = printable if terminal else str
-    dim = False
+    dim = False  # inside the reasoning, which a terminal shows dim
     try:
         for kind, text in talk.answer():
-            if terminal and (kind == "reasoning") != dim:
+            if (kind == "reasoning") != dim:
                 dim = kind == "reasoning"
-                sys.stdout.write(_DIM if dim else _PLAIN + "\n")
+                sys.stdout.write(((_DIM if dim else _PLAIN) if terminal else "") + ("" if dim else "\n"))
             sys.stdout.write(clean(text))
             sys.stdout.flush()
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rorqual.errors import ConfigError, MissingExtraError
+from rorqual.errors import ConfigError, DataError, MissingExtraError
 from rorqual.eval import metrics
 from rorqual.eval.models import Asking, EngineModel, Failure, Likelihood, TextScore
 from rorqual.eval.task import ChoiceTask, GenerationTask, LastWordTask, Row, Task, Tools
@@ -165,7 +165,13 @@ def _only_errors() -> Iterator[None]:
 
 def named(model: EngineModel, names: Sequence[str], *, shots: int | None = None, limit: int | None = None, seed: int = 0) -> dict[str, Any]:
     """lm-eval's own tasks by their names there; it fetches their data."""
-    result = lm_eval.simple_evaluate(model=HarnessModel(model, seed=seed), tasks=list(names), num_fewshot=shots, limit=limit)
+    try:
+        result = lm_eval.simple_evaluate(model=HarnessModel(model, seed=seed), tasks=list(names), num_fewshot=shots, limit=limit)
+    except (ConnectionError, FileNotFoundError, KeyError) as error:  # datasets and lm-eval say so: no network, no such data, no such task
+        raise DataError(
+            f"lm-eval could not get its tasks {', '.join(names)} ({type(error).__name__}: {error}); it fetches their data from the network: name "
+            "tasks that it knows, or give the files with --data PATH"
+        ) from None
     tasks = {}
     for name, values in result["results"].items():
         n = result["n-samples"].get(name, {}).get("effective", 0)

@@ -33,6 +33,7 @@ from typing import Any
 from rorqual.errors import ConfigError, DeviceError
 from rorqual.eval.isolation import languages, probe
 from rorqual.eval.isolation.settings import Settings
+from rorqual.eval.isolation.supervise import exactly
 
 _ROOT = Path(__file__).resolve().parents[2]
 _START = "import sys; sys.path.insert(0, sys.argv.pop()); from rorqual.eval.isolation.warden import main; main()"
@@ -258,8 +259,8 @@ class Sandbox:
             ours.settimeout(seconds + _GRACE)
             try:
                 ours.sendall(struct.pack("=Q", len(body)) + body)
-                size = struct.unpack("=Q", _exactly(ours, 8))[0]
-                found: dict[str, Any] = json.loads(_exactly(ours, size))
+                size = struct.unpack("=Q", exactly(ours, 8))[0]
+                found: dict[str, Any] = json.loads(exactly(ours, size))
             except (OSError, EOFError) as error:
                 raise DeviceError(f"a sandboxed run gave no answer: {error or type(error).__name__}") from None
         return found
@@ -285,13 +286,3 @@ def _bytes(text: bytes | str) -> bytes:
 
 def _text(packed: str) -> str:
     return base64.b64decode(packed).decode("utf-8", "replace")
-
-
-def _exactly(source: socket.socket, count: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < count:
-        part = source.recv(min(1 << 20, count - len(parts)))
-        if not part:
-            raise EOFError("it ended")
-        parts += part
-    return bytes(parts)

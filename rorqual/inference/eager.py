@@ -73,11 +73,16 @@ class EagerStep:
         self, config: ModelConfig, tensors: Mapping[str, Tensor], inv_freq: Sequence[float], amplitude: float, softmax_scale: float
     ) -> None:
         self.config, self._tensors, self._scale = config, dict(tensors), softmax_scale
-        angle = torch.arange(config.max_position_embeddings, dtype=torch.float32).unsqueeze(1) * torch.tensor(inv_freq, dtype=torch.float32)
-        self._turns = torch.complex(angle.cos() * amplitude, angle.sin() * amplitude)
+        self._inv_freq, self._amplitude = torch.tensor(inv_freq, dtype=torch.float32), amplitude
+        self._turns = self._rotations(config.max_position_embeddings)
         self._entry = config.kv_lora_rank + config.qk_rope_head_dim
         self._blocks = [self._block(layer) for layer in range(config.num_blocks)]
         self.least_rows = 1 if all(_same_row(value.t()) for value in self._shapes()) else _ROWS
+
+    def _rotations(self, count: int) -> Tensor:
+        """Rotations of the first `count` positions as complex numbers."""
+        angle = torch.arange(count, dtype=torch.float32).unsqueeze(1) * self._inv_freq
+        return torch.complex(angle.cos() * self._amplitude, angle.sin() * self._amplitude)
 
     def _shapes(self) -> list[Tensor]:
         """One matrix of every shape."""
@@ -152,6 +157,8 @@ class EagerStep:
         size, at = storage.shape[2], positions.tolist()
         slots = tables.gather(1, (positions // size).unsqueeze(1)).squeeze(1) * size + positions % size
         blocks = [table[: position // size + 1] for table, position in zip(tables.unbind(0), at, strict=True)]
+        if max(at) >= len(self._turns):  # padding of a row that is scored up to the model's last position
+            self._turns = self._rotations(2 * (max(at) + 1))
         places = _Places(self._turns.index_select(0, positions).unsqueeze(1), slots, blocks, [position + 1 for position in at])
         moe = 0
         for layer in range(first, last):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rorqual.errors import ConfigError, RunError
+from rorqual.errors import CheckpointError, ConfigError, RunError
 from rorqual.train.records import changes, from_plain, to_plain
 from rorqual.train.rundir import CONTENTS, RunFolder, write_atomic
 
@@ -67,6 +68,15 @@ def adapter_base(path: str | Path) -> Path | None:
             f"{path} is a run of {story['kind']} that has not finished; go on with: rorqual {story['kind']} --out {path} --resume"
         )
     return Path(story["base"])
+
+
+def check_same_start(checkpoint: Path, stored: Mapping[str, Any], fingerprints: Mapping[str, str]) -> None:
+    """CheckpointError where a checkpoint's state names other data or another base model than is given."""
+    for name, value in fingerprints.items():
+        if stored.get(name) != value:
+            raise CheckpointError(
+                f"{checkpoint} was trained with {name} {stored.get(name)}, given is {value}; give what the run began with, or choose another --out"
+            )
 
 
 def read_tuning(path: str | Path, cls: type[T]) -> T:

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from rorqual.adapters import lora
 from rorqual.checkpoint import resume
-from rorqual.errors import CheckpointError
 from rorqual.model.transformer import CausalLM
 from rorqual.posttrain import buffer
 from rorqual.posttrain.base import Base
 from rorqual.posttrain.buffer import Group
+from rorqual.posttrain.folder import check_same_start
 from rorqual.posttrain.grpo_config import GRPORun
 from rorqual.train.optim import AdamW
 from rorqual.train.state import optimizer_for
@@ -121,11 +121,7 @@ class GRPOState:
     def load(self, folder: Path, fingerprints: Mapping[str, str]) -> None:
         """Restores a checkpoint; CheckpointError where questions or base model are not those of the run."""
         stored = resume.read_state(folder)
-        for name, value in fingerprints.items():
-            if stored.get(name) != value:
-                raise CheckpointError(
-                    f"{folder} was trained with {name} {stored.get(name)}, given is {value}; give what the run began with, or choose another --out"
-                )
+        check_same_start(folder, stored, fingerprints)
         self.position = GRPOPosition(**{key: stored[key] for key in asdict(GRPOPosition())})
         held = buffer.room_for(stored["buffer"])
         resume.load(folder, self.tensors() | {f"buffer.{name}": t for name, t in held.items()})

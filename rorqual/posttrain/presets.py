@@ -136,6 +136,11 @@ class GRPOConfig:
         one_of("groups_without_signal", self.groups_without_signal, ("keep", "drop", "refill"))
         one_of("routing_replay", self.routing_replay, ("r3", "r2", "off"))
         one_of("style", self.style, ("v3", "r1", "v3.1"))
+        if "length" in self.rewards and self.max_penalty_length >= self.max_new_tokens:
+            raise ConfigError(
+                f"max_penalty_length ({self.max_penalty_length}) must be below max_new_tokens ({self.max_new_tokens}): the reward `length` would punish "
+                "every answer; lower it (--set max_penalty_length=N), allow longer answers, or leave `length` out of --reward"
+            )
         if not self.rewards:
             raise ConfigError("rewards is empty; give at least one component with its weight, e.g. accuracy=1")
         for name, weight in self.rewards.items():

@@ -89,7 +89,9 @@ class Rewards:
         return Judged(total, outcomes)
 
     def judge_all(self, pairs: Sequence[tuple[Problem, Answer]]) -> list[Judged]:
-        """The rewards of many answers, in their order; programs run side by side."""
+        """The rewards of many answers, in their order; programs run side by side, and judges that can see all answers first do so."""
+        for component in self._components.values():
+            component.prefetch(pairs)
         if len(pairs) < 2 or not all(problem.kind == "code" for problem, _ in pairs):
             return [self.judge(*pair) for pair in pairs]
         with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="judge") as pool:
@@ -138,16 +140,35 @@ class Guarded:
                 self.failed += 1
                 found.append(unknown(f"{type(error).__name__}: {error}"[:200]))
 
+        return found[0] if self._in_time(ask, self._seconds) else unknown(f"no word within {self._seconds:g} s")
+
+    def prefetch(self, cases: Sequence[tuple[Problem, Answer]]) -> None:
+        """Lets a component that takes many answers at once (reward_data.Batched) see them, in the time that it has for all; a failure is
+        counted, and the calls that follow ask one by one."""
+        fetch = getattr(self._component, "prefetch", None)
+        if fetch is None or len(cases) < 2 or self.timed_out >= 3:
+            return
+
+        def ask() -> None:
+            try:
+                fetch(cases)
+            except Exception:  # whatever a judge raises is its own failure
+                self.failed += 1
+
+        self._in_time(ask, self._seconds * len(cases))
+
+    def _in_time(self, ask: Callable[[], None], seconds: float) -> bool:
+        """Whether it came back; what did not is left behind and counted."""
         if self._trusted:
             ask()
-            return found[0]
+            return True
         thread = threading.Thread(target=ask, daemon=True)
         thread.start()
-        thread.join(self._seconds)
+        thread.join(seconds)
         if thread.is_alive():
             self.timed_out += 1
-            return unknown(f"no word within {self._seconds:g} s")
-        return found[0]
+            return False
+        return True
 
 
 def _checked(outcome: object) -> Outcome:

@@ -22,12 +22,12 @@ from torch import Tensor
 from rorqual.adapters import lora, peft
 from rorqual.checkpoint import folder as folders
 from rorqual.checkpoint import hf, resume
-from rorqual.errors import CheckpointError, ConfigError, NonFiniteError
+from rorqual.errors import ConfigError, NonFiniteError
 from rorqual.model import balance
 from rorqual.model.transformer import CausalLM
 from rorqual.posttrain import packing, sft_data
 from rorqual.posttrain.base import Base, check_apart, open_base
-from rorqual.posttrain.folder import TuningFolder
+from rorqual.posttrain.folder import TuningFolder, check_same_start
 from rorqual.posttrain.sft_config import SFTConfig
 from rorqual.tokenizer import bpe, templates
 from rorqual.tokenizer.chat_jinja import chat_template
@@ -94,11 +94,7 @@ class Tuning:
     def load(self, folder: Path, fingerprints: Mapping[str, str]) -> None:
         """Restores a checkpoint; CheckpointError where data or base model are not those of the run."""
         stored = resume.read_state(folder)
-        for name, value in fingerprints.items():
-            if stored.get(name) != value:
-                raise CheckpointError(
-                    f"{folder} was trained with {name} {stored.get(name)}, given is {value}; give what the run began with, or choose another --out"
-                )
+        check_same_start(folder, stored, fingerprints)
         resume.load(folder, self.tensors())
         self.optimizer.updates = int(stored["updates"])
         self.optimizer.sync_parameters()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from rorqual.cli import chat
 from rorqual.cli.chat import Conversation
 from rorqual.cli.main import main
 from rorqual.errors import ConfigError, DataError
@@ -46,6 +48,13 @@ def test_a_retry_draws_anew(folder, monkeypatch, capsys):
     assert "there is no answer yet" in err and err.count("new ones") == 2
     first, second = (line.partition(" prompt tokens")[0] for line in err.splitlines() if "new ones" in line)
     assert first == second and len(out) > 4
+
+
+def test_the_answer_stands_below_its_reasoning(monkeypatch, capsys):
+    pieces = [("reasoning", "7 + 5 "), ("reasoning", "= 12"), ("content", "12")]
+    talk = SimpleNamespace(answer=lambda: iter(pieces), messages=[], summary="")
+    chat._answer(talk, stats=False)
+    assert capsys.readouterr().out == "7 + 5 = 12\n12\n"
 
 
 def test_what_does_not_fit_is_told_and_taken_back(folder, monkeypatch, capsys):

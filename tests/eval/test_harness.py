@@ -15,7 +15,7 @@ pytest.importorskip("lm_eval", reason="lm-evaluation-harness is the extra eval")
 
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # noqa: E402
 
-from rorqual.errors import ConfigError  # noqa: E402
+from rorqual.errors import ConfigError, DataError  # noqa: E402
 from rorqual.eval import harness  # noqa: E402
 from rorqual.eval.models import Asking, EngineModel  # noqa: E402
 from rorqual.eval.results import Progress  # noqa: E402
@@ -131,6 +131,17 @@ def test_item_for_item(model: EngineModel, tmp_path: Path, name: str, shots: int
         assert one == {key: pytest.approx(ours["metrics"][metric][key], rel=1e-3) for key in ("value", "stderr", "n")}
     if isinstance(task, GenerationTask):
         assert len({one["outputs"][0] for one in ours["items"]}) > 1
+
+
+@pytest.mark.parametrize("error", [ConnectionError("Couldn't reach 'allenai/ai2_arc'"), KeyError("arc_esay")])
+def test_tasks_that_lm_eval_cannot_get_are_told(monkeypatch: pytest.MonkeyPatch, error: Exception):
+    def gone(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(harness.lm_eval, "simple_evaluate", gone)
+    monkeypatch.setattr(harness, "HarnessModel", lambda *_, **__: None)
+    with pytest.raises(DataError, match="could not get its tasks arc_easy .*--data PATH"):
+        harness.named(None, ["arc_easy"])  # type: ignore[arg-type]
 
 
 def test_the_command_writes_a_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

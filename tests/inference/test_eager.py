@@ -65,6 +65,16 @@ def test_states_logits_and_modules_are_the_models(name: str) -> None:
 
 
 @torch.no_grad()
+def test_padding_behind_the_last_position_changes_nothing() -> None:
+    """A scored row whose width is rounded up reaches past max_position_embeddings; what nobody reads must not stop the rest."""
+    model = _model(max_position_embeddings=16)
+    config, step = model.config, _step(model)
+    ids, positions, tables = torch.arange(19) + 3, torch.arange(19), torch.tensor([[7, 2, 9, 0, 4]]).expand(19, 5)
+    hidden = step.trunk(ids, positions, tables, _storage(config))
+    torch.testing.assert_close(hidden[:16], model(ids[:16].unsqueeze(0)).hidden[0], atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
 def test_a_row_does_not_depend_on_the_others() -> None:
     """To 1e-5 on every machine; to the bit where the library's GEMM does so from `least_rows` rows on (it does on x86 with MKL)."""
     model = _model()

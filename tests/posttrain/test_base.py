@@ -33,6 +33,11 @@ def test_a_model_folder_and_a_runs_export(tmp_path: Path):
     again = open_base(run)
     assert again.folder == run / "hf" and again.fingerprint() == base.fingerprint()
     assert torch.equal(again.load().model.norm.weight, base.load().model.norm.weight)
+    weights = run / "hf" / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[len(changed) // 2 :] = reversed(changed[len(changed) // 2 :])
+    weights.write_bytes(changed)
+    assert open_base(run).fingerprint() != base.fingerprint()  # of the same size, other values
     assert base.load("bf16").model.norm.weight.dtype == torch.bfloat16
     half = hf.export(base.load(), base.tokenizer_folder, tmp_path / "half", dtype="bf16")
     assert open_base(half).stored == "bf16" and open_base(half).fingerprint() != base.fingerprint()

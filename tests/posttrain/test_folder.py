@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rorqual.errors import ConfigError, RunError
-from rorqual.posttrain.folder import TuningFolder, read_tuning
+from rorqual.errors import CheckpointError, ConfigError, RunError
+from rorqual.posttrain.folder import TuningFolder, check_same_start, read_tuning
 from rorqual.posttrain.sft_config import SFTConfig
 
 CONFIG = SFTConfig(model="m", data="d")
@@ -31,6 +31,12 @@ def test_begin_resume_and_overwrite(tmp_path: Path):
         )
         with pytest.raises(RunError, match="in use"):
             TuningFolder(tmp_path / "run").__enter__()
+
+
+def test_other_data_or_another_base_are_named():
+    check_same_start(Path("c"), {"data_fingerprint": "a", "step": 3}, {"data_fingerprint": "a"})
+    with pytest.raises(CheckpointError, match="c was trained with data_fingerprint a, given is b"):
+        check_same_start(Path("c"), {"data_fingerprint": "a"}, {"data_fingerprint": "b"})
 
 
 def test_what_is_no_run_of_this_kind_is_refused(tmp_path: Path):

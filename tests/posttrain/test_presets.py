@@ -69,7 +69,8 @@ def test_bad_objectives_are_refused(changes, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [({"group": 1}, "group"), ({"prompts": 6, "minibatches": 4}, "multiple of minibatches"), ({"temperature": 0.0}, "temperature"), ({"rewards": {}}, "empty"),
-     ({"routing_replay": "r4"}, "r4"), ({"top_p": 0.0}, "top_p"), ({"rewards": {"accuracy": float("inf")}}, "rewards.accuracy")],
+     ({"routing_replay": "r4"}, "r4"), ({"top_p": 0.0}, "top_p"), ({"rewards": {"accuracy": float("inf")}}, "rewards.accuracy"),
+     ({"rewards": {"length": 1.0}, "max_penalty_length": 24, "max_new_tokens": 24}, "would punish every answer")],
 )  # fmt: skip
 def test_bad_settings_are_refused(changes, said):
     with pytest.raises(ConfigError, match=said):

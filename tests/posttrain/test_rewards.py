@@ -115,6 +115,30 @@ def test_a_judge_that_hangs_is_left_behind_and_not_asked_for_ever():
     assert time.monotonic() - began < 2 and one.counters()["model"]["timed_out"] == 3
 
 
+class Many:
+    """A judge that sees all answers first."""
+
+    def __init__(self, fails: bool) -> None:
+        self.fails, self.seen, self.asked = fails, 0, 0
+
+    def prefetch(self, cases):
+        self.seen += len(cases)
+        if self.fails:
+            raise ConnectionError("gone")
+
+    def __call__(self, problem, one):
+        self.asked += 1
+        return Outcome("right", 1.0)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_judge_that_takes_many_answers_sees_them_once(fails):
+    judge = Many(fails)
+    one = rewards({"model": judge}, rewards={"model": 1.0})
+    assert [judged.reward for judged in one.judge_all([(MATHS, answer("x"))] * 5)] == [1.0] * 5
+    assert (judge.seen, judge.asked) == (5, 5) and one.counters()["model"] == {"failed": int(fails), "timed_out": 0}
+
+
 def test_unknown_components_and_problems_without_a_rule_are_refused():
     with pytest.raises(ConfigError, match="--reward-model"):
         rewards(rewards={"model": 1.0})

@@ -25,8 +25,8 @@ _TICK = 0.02
 
 def serve(asker: socket.socket, settings: Settings) -> None:
     """Reads one request, runs it, answers it."""
-    size = struct.unpack("=Q", _exactly(asker, 8))[0]
-    request = json.loads(_exactly(asker, size))
+    size = struct.unpack("=Q", exactly(asker, 8))[0]
+    request = json.loads(exactly(asker, size))
     try:
         answer: dict[str, Any] = run(request, settings, asker)
     except OSError as error:
@@ -35,12 +35,13 @@ def serve(asker: socket.socket, settings: Settings) -> None:
     asker.sendall(struct.pack("=Q", len(body)) + body)
 
 
-def _exactly(asker: socket.socket, count: int) -> bytes:
+def exactly(stream: socket.socket, count: int) -> bytes:
+    """That many bytes of a stream; EOFError where it ends before."""
     parts = bytearray()
     while len(parts) < count:
-        part = asker.recv(min(1 << 20, count - len(parts)))
+        part = stream.recv(min(1 << 20, count - len(parts)))
         if not part:
-            raise EOFError("the asker is gone")
+            raise EOFError("the other side is gone")
         parts += part
     return bytes(parts)
 
