@@ -1,4 +1,4 @@
-"""The report's tables 3 (base models) and 6 (chat models), beside our own figures; published.json holds them with their source. No torch.
+"""The report's tables 3 (base models) and 6 (chat models) and Aider's leaderboard, beside our own figures; published.json has the sources. No torch.
 
 A row without a task of ours says so; one with a task says whether its file lies in the data folder or is to be supplied.
 """
@@ -21,18 +21,22 @@ TIE = 0.3
 
 @dataclass(frozen=True)
 class Row:
-    """One benchmark of one table; `values` in the order of the table's models, percent or bits per byte, None where none was given."""
+    """One benchmark of one table; `values` in the order of the table's models, percent or bits per byte, None where none was given.
+
+    `of` is our metric that stands beside them, the task's first one where it is None.
+    """
 
     benchmark: str
     metric: str
     shots: int | None
     task: str | None
     values: list[float | None]
+    of: str | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """`name` is "base" or "chat"."""
+    """`name` is "base", "chat" or "aider"."""
 
     name: str
     source: str
@@ -42,7 +46,7 @@ class Table:
 
 
 def tables() -> list[Table]:
-    """Both tables."""
+    """All tables."""
     value = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
     return [Table(one["name"], one["source"], one["note"], one["models"], [Row(**row) for row in one["rows"]]) for one in value["tables"]]
 
@@ -59,7 +63,7 @@ def status(row: Row, folder: Path | None = None) -> str:
 
 
 def report(folder: Path | None = None) -> str:
-    """Both tables as text."""
+    """All tables as text."""
     parts = []
     for one in tables():
         rows = [
@@ -91,7 +95,7 @@ def _ours(row: Row, found: Mapping[str, Any]) -> str | None:
     parts = [found[name] for name in names if name in found]
     if not parts or (len(parts) < len(names) and row.task in catalog.GROUPS):
         return None
-    firsts = [next(iter(part["metrics"].values()), None) for part in parts]
+    firsts = [part["metrics"].get(row.of) if row.of else next(iter(part["metrics"].values()), None) for part in parts]
     read = [one for one in firsts if one is not None and one["value"] is not None and one["n"]]
     if not read:
         return "-"

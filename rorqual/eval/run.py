@@ -208,7 +208,7 @@ def _answer_record(
         scores |= {"pass_rate_1": scores[task.metric], "pass_rate_2": max(scores[task.metric], 0.0)}
         if second is not None:
             record |= {"second": second[0].text, "second_note": second[1].note}
-            scores["pass_rate_2"] = max(scores["pass_rate_1"], second[1].score or 0.0)
+            scores[task.metric] = scores["pass_rate_2"] = max(scores["pass_rate_1"], second[1].score or 0.0)
             scores |= {name: min(scores.get(name, 1.0), value) for name, value in second[1].parts.items()}
     return record | {"scores": scores}
 

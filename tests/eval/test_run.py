@@ -129,6 +129,7 @@ def test_a_second_attempt_sees_what_the_first_left(tmp_path):
     found = _run(task, model, _write(tmp_path, ROWS[:2]))
     assert model.asked == ["t/0", "t/1", "t/1/2"] and model.prompts[-1] == "q1|wrong|"
     assert found["metrics"]["pass_rate_1"]["value"] == 0.0 and found["metrics"]["pass_rate_2"]["value"] == 0.5
+    assert found["metrics"]["em"]["value"] == 0.5
     assert found["items"][1]["second"] == "q1"
 
 
