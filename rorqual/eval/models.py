@@ -82,6 +82,10 @@ class Asking:
     chat: bool = False
 
 
+Parts = dict[tuple[int, int], float]
+"""NLL of windows that are done, by (number of the text, number of the window)."""
+
+
 class Model(Protocol):
     """What tasks need. Lists are in the order of what was asked; a `Failure` stands where nothing came."""
 
@@ -104,11 +108,12 @@ class Model(Protocol):
         ...
 
     def text_scores(
-        self, texts: Sequence[str], stride: int | None = None, told: Callable[[float], None] | None = None
+        self, texts: Sequence[str], stride: int | None = None, told: Callable[[float], None] | None = None, parts: Parts | None = None
     ) -> list[TextScore | Failure]:
         """Of each whole document; `stride` tokens are scored by each window after the first (None: half a window).
 
-        `told` hears from time to time which share of them is done.
+        `told` hears from time to time which share of them is done. `parts` holds what a run that was killed had; what is new is added before
+        `told` hears of it.
         """
         ...
 
@@ -185,27 +190,29 @@ class EngineModel:
         return numbers, cut
 
     def text_scores(
-        self, texts: Sequence[str], stride: int | None = None, told: Callable[[float], None] | None = None
+        self, texts: Sequence[str], stride: int | None = None, told: Callable[[float], None] | None = None, parts: Parts | None = None
     ) -> list[TextScore | Failure]:
         """Of each whole document, by sliding windows; each token is scored exactly once."""
+        parts = {} if parts is None else parts
         requests: list[tuple[list[int], int]] = []
-        owners: list[int] = []
+        keys: list[tuple[int, int]] = []
         for number, text in enumerate(texts):
             pieces = windows(self.tokenizer.encode_text(text), self.encoder.first, self.window, stride or max(1, self.window // 2))
-            for piece in pieces:
+            for place, piece in enumerate(pieces):
                 requests.append(piece)
-                owners.append(number)
-        values: list[list[float]] = [[] for _ in texts]
-        for start in range(0, len(requests), MOST_WINDOWS):
-            some = requests[start : start + MOST_WINDOWS]
-            for owner, score in zip(owners[start:], self.scorer.score(some), strict=False):
-                values[owner] += score.logprobs
+                keys.append((number, place))
+        for start in range(0, len(requests), MOST_WINDOWS):  # the cuts do not depend on what is known
+            some, mine = requests[start : start + MOST_WINDOWS], keys[start : start + MOST_WINDOWS]
+            if not all(key in parts for key in mine):
+                parts |= {key: self._finite(-math.fsum(one.logprobs)) for key, one in zip(mine, self.scorer.score(some), strict=True)}
             if told is not None:
                 told((start + len(some)) / len(requests))
-        return [
-            TextScore(self._finite(-math.fsum(logprobs)), len(text.encode()), len(logprobs))
-            for text, logprobs in zip(texts, values, strict=True)
-        ]
+        sums: list[list[float]] = [[] for _ in texts]
+        counts = [0] * len(texts)
+        for (number, place), (tokens, first) in zip(keys, requests, strict=True):
+            sums[number].append(parts[number, place])
+            counts[number] += len(tokens) - first
+        return [TextScore(math.fsum(some), len(text.encode()), count) for text, some, count in zip(texts, sums, counts, strict=True)]
 
     @staticmethod
     def _finite(value: float) -> float:

@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 from rorqual.errors import ConfigError
-from rorqual.eval.models import Asking, Failure, Generation, Likelihood, TextScore, item_seed
+from rorqual.eval.models import Asking, Failure, Generation, Likelihood, Parts, TextScore, item_seed
 from rorqual.inference.client import Client, ServerError
 
 Found = TypeVar("Found")
@@ -68,9 +68,9 @@ class ServerModel:
         return Likelihood(math.fsum(value or 0.0 for value in values[start:]), all(best[start:]), len(tokens) - start)
 
     def text_scores(
-        self, texts: Sequence[str], stride: int | None = None, told: Callable[[float], None] | None = None
+        self, texts: Sequence[str], stride: int | None = None, told: Callable[[float], None] | None = None, parts: Parts | None = None
     ) -> list[TextScore | Failure]:
-        """Of each whole document, which the server must take in one piece; `stride` and `told` are of no use here."""
+        """Of each whole document, which the server must take in one piece; `stride`, `told` and `parts` are of no use here."""
         return self._all([lambda text=text: self._text(text) for text in texts])  # type: ignore[misc]
 
     def _text(self, text: str) -> TextScore:

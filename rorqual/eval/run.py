@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rorqual.eval import metrics
-from rorqual.eval.models import Asking, Failure, Generation, Likelihood, Model
+from rorqual.eval.models import Asking, Failure, Generation, Likelihood, Model, Parts
 from rorqual.eval.results import Progress, estimate
 from rorqual.eval.task import ChoiceTask, GenerationTask, Item, Judgement, Task, Tools, prompts_hash, template_hash
 from rorqual.eval.textbits import TextTask
@@ -55,7 +55,7 @@ def evaluate(
             _ = tools.sandbox  # refused before the first item, not after it
         batches: Iterable[list[dict[str, Any]]] = _generated(task, todo, model, asking, tools)
     elif isinstance(task, TextTask):
-        batches = _texts(items, known, model, options, lambda more: show(done + more, total))
+        batches = _texts(task, items, known, model, options, progress, lambda more: show(done + more, total))
     else:
         batches = _scored(task, items, known, model, options)
     for records in batches:
@@ -115,11 +115,26 @@ def _best(values: Sequence[float]) -> int:
 
 
 def _texts(
-    items: Sequence[Item], known: AbstractSet[str], model: Model, options: Options, told: Callable[[int], None]
-) -> Iterator[list[dict[str, Any]]]:
+    task: Task, items: Sequence[Item], known: AbstractSet[str], model: Model, options: Options, progress: Progress, told: Callable[[int], None]
+) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
+    """Whole documents; the windows of long ones are written as they come, so that a killed run goes on within a document."""
+    place = f"{task.name} windows"
     for batch in _batches(items, known, options.batch or 8):
         size = sum(len(item.prompt.encode()) for item in batch if item.id not in known)
-        found = model.text_scores([item.prompt for item in batch], options.stride, lambda share, size=size: told(int(share * size)))  # type: ignore[misc]
+        numbers = {item.id: number for number, item in enumerate(batch)}
+        before = [one for one in progress.records.get(place, {}).values() if one["text"] in numbers and one["nll"] is not None]
+        parts: Parts = {(numbers[one["text"]], one["window"]): one["nll"] for one in before}
+        written = set(parts)
+
+        def heard(share: float, batch: Sequence[Item] = batch, size: int = size, parts: Parts = parts, written: set[Any] = written) -> None:
+            fresh = [key for key in parts if key not in written] if share < 1 else []
+            if fresh:
+                records = [{"text": batch[text].id, "window": window, "nll": parts[text, window]} for text, window in fresh]
+                progress.put(place, [{"id": f"{one['text']}#{one['window']}", **one} for one in records])
+                written.update(fresh)
+            told(int(share * size))
+
+        found = model.text_scores([item.prompt for item in batch], options.stride, heard, parts)
         records: list[dict[str, Any]] = []
         for item, one in zip(batch, found, strict=True):
             if isinstance(one, Failure):

@@ -37,7 +37,9 @@ class Scripted:
             out.append(value if isinstance(value, Failure | Likelihood) else Likelihood(value, value > -1, 1))
         return out
 
-    def text_scores(self, texts: Sequence[str], stride: int | None = None, told: Any = None) -> list[TextScore | Failure]:
+    def text_scores(
+        self, texts: Sequence[str], stride: int | None = None, told: Any = None, parts: Any = None
+    ) -> list[TextScore | Failure]:
         return [TextScore(2.0 * len(text.encode()), len(text.encode()), len(text)) for text in texts]
 
     def generate(self, prompts: Sequence[tuple[str, str]], asking: Asking) -> Iterator[tuple[int, list[Generation] | Failure]]:

@@ -176,3 +176,33 @@ def test_further_scores_keep_their_order(tmp_path):
     task = _answers(judge=lambda row, text, tools: Judgement(1.0, text, parts={"z": 0.5, "a": 0.25, "m": 1.0}))
     found = _run(task, Scripted(lambda name, prompt: "x"), _write(tmp_path, ROWS))
     assert list(found["metrics"]) == ["em", "z", "a", "m"]
+
+
+def test_a_long_text_goes_on_at_its_window(tmp_path, monkeypatch):
+    """Killed after two of its slices of windows: the second run computes the others alone, and the sum is the same to the bit."""
+    from rorqual.eval import models
+    from tests.eval import small
+
+    monkeypatch.setattr(models, "MOST_WINDOWS", 2)
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("the whale sings, the whale dives; " * 20)
+    task = catalog.task("bpb")
+    items, options = task.items(texts), Options(stride=16)
+
+    def run(name: str, told: Any) -> tuple[dict[str, Any], int]:
+        model = small.engine_model(window=32)
+        with Progress(tmp_path / name, {}) as progress:
+            found = evaluate(task, items, model, progress, options, Tools(), told)
+        return found, model.computed()["tokens"]
+
+    whole, tokens = run("whole.json", lambda done, total: None)
+
+    def killed(done: int, total: int) -> None:
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run("killed.json", killed)
+    found, rest = run("killed.json", lambda done, total: None)
+    assert found["items"] == whole["items"] and 0 < rest < 0.6 * tokens
