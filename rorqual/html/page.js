@@ -268,6 +268,22 @@ function heat(figure, area, plot) {
   charts.push({ area, draw, cross() {}, still: true });
 }
 
+// ---------------------------------------------------------------- content that is compressed until it is opened
+async function unpack(box) {
+  const packed = box.dataset.packed;
+  delete box.dataset.packed;
+  try {
+    const bytes = Uint8Array.from(atob(packed), c => c.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+    box.innerHTML = await new Response(stream).text();
+    box.dataset.unpacked = String(box.childElementCount);
+  } catch (error) {
+    box.textContent = `This browser cannot unpack what stands here (${error}); a newer one can.`;
+  }
+}
+for (const box of document.querySelectorAll("[data-packed]"))
+  box.parentElement.addEventListener("toggle", () => unpack(box), { once: true });
+
 // ---------------------------------------------------------------- start, theme, resize
 const root = document.documentElement;
 const dark = () => root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;

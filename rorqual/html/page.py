@@ -12,6 +12,7 @@ import hashlib
 import html
 import os
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +130,18 @@ def folded(summary: object, *body: object, open_: bool = False) -> Html:
     return tag("details", tag("summary", summary), *body, open=open_)
 
 
+def packed(summary: object, *body: object, least: int = 4096) -> Html:
+    """Content that opens on a click and is kept compressed until then (zlib in base64), where it has at least `least` characters.
+
+    The page's script unpacks it in the browser; what was escaped before stays text.
+    """
+    whole = join(body)
+    if len(whole) < least:
+        return folded(summary, whole)
+    data = base64.b64encode(zlib.compress(whole.encode("utf-8"), 9)).decode("ascii")
+    return folded(summary, tag("div", "The script of this page unpacks what stands here.", data_packed=data))
+
+
 def bars(rows: Sequence[tuple[str, float, str]], accent: int = -1) -> Html:
     """Horizontal bars (name, length, label) on one scale from zero; row `accent` is drawn in the page's colour."""
     top = max((length for _, length, _ in rows), default=0.0) or 1.0
@@ -193,7 +206,12 @@ def document(title: str, sections: Sequence[Section], kicker: str = "", subtitle
         for section in sections
     ]
     nojs = tag(
-        "noscript", tag("p", "The plots are drawn by a script inside this page; switch JavaScript on to see them.", class_="card gap")
+        "noscript",
+        tag(
+            "p",
+            "Plots are drawn and long texts unpacked by a script inside this page; switch JavaScript on to see them.",
+            class_="card gap",
+        ),
     )
     end = tag("footer", footer) if footer else None
     return f'<!DOCTYPE html>\n<html lang="en">\n{head}\n<body>\n{bar}\n<main>\n{join([top, nojs, *body, end])}\n</main>\n<script>{script}</script>\n</body>\n</html>\n'

@@ -16,7 +16,7 @@ from typing import Any
 
 from rorqual.errors import ConfigError, RunError
 from rorqual.html.numbers import duration, finite, grouped, short
-from rorqual.html.page import Html, Section, card, document, folded, gap, grid, join, pairs, table, tag, tile, write
+from rorqual.html.page import Html, Section, card, document, folded, gap, grid, join, packed, pairs, table, tag, tile, write
 from rorqual.html.plots import Lines, Series, figure
 from rorqual.posttrain.answers import read_answers
 from rorqual.posttrain.presets import GRPOConfig, formula, preset
@@ -130,7 +130,7 @@ def _answers(folder: Path) -> Html:
         means = [value for one in questions if (value := finite(one.get("mean"))) is not None]
         signal = sum(bool(one.get("signal")) for one in questions)
         words = f"step {questions[0].get('step')}: mean reward {sum(means) / max(1, len(means)):.3f}, {signal} of {len(questions)} groups with signal"
-        parts.append(folded(words, *[_question(one) for one in questions]))
+        parts.append(packed(words, *[_question(one) for one in questions]))
     return tag("div", *parts, class_="card wide")
 
 

@@ -5,13 +5,32 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from rorqual.errors import RunError
-from rorqual.html.page import Html, Section, bars, clean, document, escape, gap, hero, join, pairs, stack, table, tag, tile, write
+from rorqual.html.page import (
+    Html,
+    Section,
+    bars,
+    clean,
+    document,
+    escape,
+    folded,
+    gap,
+    hero,
+    join,
+    packed,
+    pairs,
+    stack,
+    table,
+    tag,
+    tile,
+    write,
+)
 
 HOSTILE = "</script><script>alert(1)</script>\"'&\u202e\x00\ud800"
 
@@ -102,3 +121,12 @@ def test_write_is_atomic(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
     with pytest.raises(RunError, match="could not write"):
         write(tmp_path / "absent" / "page.html", "x")
+
+
+def test_packed_content_is_the_folded_one_compressed() -> None:
+    short = packed("three", tag("p", HOSTILE))
+    assert short == folded("three", tag("p", HOSTILE))
+    long = packed(HOSTILE, "<" * 5000, tag("i", "é"))
+    found = re.search(r'<div data-packed="([A-Za-z0-9+/=]+)">', long)
+    assert found and zlib.decompress(base64.b64decode(found[1])).decode() == "&lt;" * 5000 + "<i>é</i>"
+    assert long.startswith("<details><summary>&lt;/script&gt;") and len(long) < 600
