@@ -245,11 +245,12 @@ def _harness(args: argparse.Namespace) -> int:
     if not isinstance(model, EngineModel):
         raise ConfigError("--harness evaluates a model folder; lm-eval itself has `local-completions` for servers")
     out = args.out or _free(Path(f"lm-eval-{_safe(model.name)}.json"))
-    if args.data:
-        found = harness.evaluate(model, tasks, args.data, shots=args.shots, limit=args.limit, seed=args.seed)
-    else:
-        found = harness.named(model, names, shots=args.shots, limit=args.limit, seed=args.seed)
-    results.write(out, {"model": model.describe(), "harness": found["harness"], "tasks": found["tasks"]})
+    facts = {"model": model.describe(), "harness": harness.version(), "seed": args.seed}
+    with results.Progress(out, facts) as progress, _Bars() as bars:
+        common = {"shots": args.shots, "limit": args.limit, "seed": args.seed, "progress": progress, "show": bars.kind}
+        found = harness.evaluate(model, tasks, args.data, **common) if args.data else harness.named(model, names, **common)
+        results.write(out, {"model": model.describe(), "harness": found["harness"], "tasks": found["tasks"]})
+        progress.finish()
     rows = [
         [name, metric, f"{one['value']:.4f}", f"{one['stderr']:.4f}", str(one["n"])]
         for name, part in found["tasks"].items()
@@ -302,6 +303,10 @@ class _Bars:
 
     def __exit__(self, *_: Any) -> None:
         self._bars.__exit__(None, None, None)
+
+    def kind(self, name: str, done: int, total: int) -> None:
+        """Shows requests of a kind."""
+        self._bars(name, done, total)
 
     def of(self, name: str) -> Any:
         """The function that shows a task's items done and in all."""

@@ -2,13 +2,16 @@
 
 `HarnessModel` is a `TemplateLM`: likelihoods with the boundary of eval/encode.py, rolling likelihoods in disjoint windows as lm-eval's own
 models, answers from the engine's requests. `evaluate` gives our rows and templates to lm-eval, which builds prompts, asks and counts by
-itself; without a data folder the names are lm-eval's own tasks, whose data come from the Hugging Face hub.
+itself; without a data folder the names are lm-eval's own tasks, whose data come from the Hugging Face hub. With a `Progress` every answer is
+on disk under a hash of its request, so a run that was killed computes only what it lacks.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +20,9 @@ from typing import Any
 
 from rorqual.errors import ConfigError, DataError, MissingExtraError
 from rorqual.eval import metrics
+from rorqual.eval.encode import fitted
 from rorqual.eval.models import Asking, EngineModel, Failure, Likelihood, TextScore
+from rorqual.eval.results import Progress
 from rorqual.eval.task import ChoiceTask, GenerationTask, LastWordTask, Row, Task, Tools
 
 try:
@@ -26,15 +31,23 @@ try:
 except ImportError as error:
     raise MissingExtraError("--harness lm-eval", "lm-eval", "eval") from error
 
+MOST_TOGETHER = 512
+"""Likelihood requests that are scored before they are written."""
+Show = Callable[[str, int, int], None]
 _NOT_OURS = ("do_sample", "temperature", "until", "max_gen_toks", "top_p")
 
 
 class HarnessModel(TemplateLM):
-    """An EngineModel under lm-eval's interface; `max_gen_toks` where a task names none."""
+    """An EngineModel under lm-eval's interface; `max_gen_toks` where a task names none.
 
-    def __init__(self, model: EngineModel, max_gen_toks: int = 256, seed: int = 0) -> None:
+    `progress` keeps answers over a restart, its facts say of which model; `show` is called with a kind of request, those done, and all.
+    """
+
+    def __init__(
+        self, model: EngineModel, max_gen_toks: int = 256, seed: int = 0, progress: Progress | None = None, show: Show | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.max_gen_toks, self._seed = model, max_gen_toks, seed
+        self.model, self.max_gen_toks, self._seed, self._progress, self._show = model, max_gen_toks, seed, progress, show
 
     @property
     def eot_token_id(self) -> int:
@@ -82,16 +95,21 @@ class HarnessModel(TemplateLM):
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-probability, greedy) of each request's (context, continuation)."""
-        return [(one.logprob, one.greedy) for one in self.model.likelihood([one.args for one in requests]) if isinstance(one, Likelihood)]
+        return self._scored("loglikelihood", [list(one.args) for one in requests], self._likelihoods)
+
+    def _likelihoods(self, pairs: Sequence[Any]) -> list[tuple[float, bool]]:
+        found = self.model.likelihood([(context, continuation) for context, continuation in pairs])
+        return [(one.logprob, one.greedy) for one in found if isinstance(one, Likelihood)]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
         """The same from ids; what does not fit is cut on the left."""
-        from rorqual.eval.encode import fitted
+        return self._scored("loglikelihood of ids", [[list(context), list(end)] for _, context, end in requests], self._of_ids)
 
+    def _of_ids(self, pairs: Sequence[Any]) -> list[tuple[float, bool]]:
         pieces, counts = [], []
-        for _, context, continuation in requests:
+        for context, continuation in pairs:
             some, _ = fitted([*context, *continuation], len(context), self.model.window)
             pieces += some
             counts.append(len(some))
@@ -104,22 +122,63 @@ class HarnessModel(TemplateLM):
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of each whole text, in windows that do not overlap."""
-        found = self.model.text_scores([one.args[0] for one in requests], stride=self.model.window)
-        return [-one.nll for one in found if isinstance(one, TextScore)]
+        return [value for value, _ in self._scored("rolling likelihood", [list(one.args[:1]) for one in requests], self._rolling, 8)]
+
+    def _rolling(self, texts: Sequence[Any]) -> list[tuple[float, bool]]:
+        found = self.model.text_scores([text for (text,) in texts], stride=self.model.window)
+        return [(-one.nll, False) for one in found if isinstance(one, TextScore)]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Each request's answer up to its stop strings; ConfigError for a setting that the engine does not know."""
-        answers = [""] * len(requests)
+        answers: dict[int, str] = {}
         groups: dict[Asking, list[int]] = {}
+        keys = []
         for number, one in enumerate(requests):
-            groups.setdefault(self._asking(dict(one.args[1])), []).append(number)
+            asking = self._asking(dict(one.args[1]))
+            groups.setdefault(asking, []).append(number)
+            keys.append(_key([one.args[0], repr(asking), number if asking.temperature else 0]))  # a draw depends on the request's number
         for asking, numbers in groups.items():
-            prompts = [(f"{number}", requests[number].args[0]) for number in numbers]
-            for place, found in self.model.generate(prompts, asking):
+            answers |= {number: kept[0] for number in numbers if (kept := self._kept("answer", keys[number])) is not None}
+            todo = [number for number in numbers if number not in answers]
+            for place, found in self.model.generate([(f"{number}", requests[number].args[0]) for number in todo], asking):
                 if isinstance(found, Failure):
                     raise ConfigError(found.reason)
-                answers[numbers[place]] = found[0].text
-        return answers
+                answers[todo[place]] = found[0].text
+                self._keep("answer", {keys[todo[place]]: [found[0].text]})
+                self._shown("answer", len(answers), len(requests))
+        return [answers[number] for number in range(len(requests))]
+
+    # ------------------------------------------------------------------ what is kept
+
+    def _scored(
+        self, kind: str, asked: Sequence[Any], compute: Callable[[Sequence[Any]], list[tuple[float, bool]]], most: int = MOST_TOGETHER
+    ) -> list[tuple[float, bool]]:
+        """In batches whose cuts do not depend on what is known, so that a run that goes on computes what a whole one does."""
+        out: list[tuple[float, bool]] = []
+        for start in range(0, len(asked), most):
+            some = asked[start : start + most]
+            keys = [_key(one) for one in some]
+            kept = [self._kept(kind, key) for key in keys]
+            if any(one is None for one in kept):
+                found = compute(some)
+                self._keep(kind, {key: list(one) for key, one in zip(keys, found, strict=True)})
+            else:
+                found = [(-math.inf if one[0] is None else one[0], one[1]) for one in kept if one is not None]
+            out += found
+            self._shown(kind, len(out), len(asked))
+        return out
+
+    def _kept(self, kind: str, key: str) -> list[Any] | None:
+        record = self._progress.records.get(kind, {}).get(key) if self._progress is not None else None
+        return None if record is None else record["value"]
+
+    def _keep(self, kind: str, values: Mapping[str, list[Any]]) -> None:
+        if self._progress is not None:
+            self._progress.put(kind, [{"id": key, "value": value} for key, value in values.items()])
+
+    def _shown(self, kind: str, done: int, total: int) -> None:
+        if self._show is not None:
+            self._show(kind, done, total)
 
     def _asking(self, given: dict[str, Any]) -> Asking:
         unknown = [name for name in given if name not in _NOT_OURS]
@@ -131,12 +190,18 @@ class HarnessModel(TemplateLM):
         return Asking(int(given.get("max_gen_toks") or self.max_gen_toks), stop, temperature, float(given.get("top_p") or 1.0), self._seed)
 
 
+def _key(value: Any) -> str:
+    """A request's name on disk."""
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
 # ---------------------------------------------------------------------- our tasks under lm-eval
 
 
 def evaluate(
-    model: EngineModel, tasks: Sequence[Task], data: Path, *, shots: int | None = None, limit: int | None = None, seed: int = 0
-) -> dict[str, Any]:
+    model: EngineModel, tasks: Sequence[Task], data: Path, *, shots: int | None = None, limit: int | None = None, seed: int = 0,
+    progress: Progress | None = None, show: Show | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Our tasks through lm-eval: {"harness": version, "tasks": {name: {"metrics": ..., "items": ...}}}; nothing is downloaded."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     found: dict[str, Any] = {}
@@ -145,10 +210,19 @@ def evaluate(
         with _only_errors():
             theirs = _as_theirs(task, data, count)
             result = lm_eval.evaluate(
-                lm=HarnessModel(model, seed=seed), task_dict={task.name: theirs}, limit=limit, bootstrap_iters=0, log_samples=True
+                lm=HarnessModel(model, seed=seed, progress=progress, show=show),
+                task_dict={task.name: theirs},
+                limit=limit,
+                bootstrap_iters=0,
+                log_samples=True,
             )
         found[task.name] = _read(task, result, count)
-    return {"harness": f"lm-eval {lm_eval.__version__}", "tasks": found}
+    return {"harness": version(), "tasks": found}
+
+
+def version() -> str:
+    """lm-eval's name and version."""
+    return f"lm-eval {lm_eval.__version__}"
 
 
 @contextmanager
@@ -163,10 +237,14 @@ def _only_errors() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def named(model: EngineModel, names: Sequence[str], *, shots: int | None = None, limit: int | None = None, seed: int = 0) -> dict[str, Any]:
+def named(
+    model: EngineModel, names: Sequence[str], *, shots: int | None = None, limit: int | None = None, seed: int = 0,
+    progress: Progress | None = None, show: Show | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """lm-eval's own tasks by their names there; it fetches their data."""
     try:
-        result = lm_eval.simple_evaluate(model=HarnessModel(model, seed=seed), tasks=list(names), num_fewshot=shots, limit=limit)
+        lm = HarnessModel(model, seed=seed, progress=progress, show=show)
+        result = lm_eval.simple_evaluate(model=lm, tasks=list(names), num_fewshot=shots, limit=limit)
     except (ConnectionError, FileNotFoundError, KeyError) as error:  # datasets and lm-eval say so: no network, no such data, no such task
         raise DataError(
             f"lm-eval could not get its tasks {', '.join(names)} ({type(error).__name__}: {error}); it fetches their data from the network: name "
@@ -176,7 +254,7 @@ def named(model: EngineModel, names: Sequence[str], *, shots: int | None = None,
     for name, values in result["results"].items():
         n = result["n-samples"].get(name, {}).get("effective", 0)
         tasks[name] = {"metrics": _metrics(values, n), "n": n, "shots": result["n-shot"].get(name)}
-    return {"harness": f"lm-eval {lm_eval.__version__}", "tasks": tasks}
+    return {"harness": version(), "tasks": tasks}
 
 
 def _as_theirs(task: Task, data: Path, shots: int) -> Any:

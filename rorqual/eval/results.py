@@ -62,6 +62,8 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
+        if not self.records:  # it got nowhere: nothing to go on from
+            self.finish()
 
     def put(self, task: str, records: Sequence[dict[str, Any]]) -> None:
         """Keeps finished items."""

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -176,3 +181,69 @@ def test_the_command_writes_a_result(tmp_path: Path, capsys: pytest.CaptureFixtu
         == 1
     )
     assert "bpb has no form in lm-eval" in capsys.readouterr().err and not out.exists()
+
+
+class Dies(Progress):
+    """Stops the run after some answers, as Ctrl-C would."""
+
+    most = 0
+
+    def put(self, task: str, records: Any) -> None:
+        super().put(task, records)
+        self.most -= len(records)
+        if self.most < 0:
+            raise KeyboardInterrupt
+
+
+def _tasks(tmp_path: Path) -> tuple[list[Task], Path]:
+    arc = [
+        {"query": f"Question: which whale sings {n} times?", "choices": ["blue", "grey", "the pink one"], "gold": n % 3} for n in range(8)
+    ]
+    gsm = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(8)]
+    for name, rows in (("arc_easy", arc), ("gsm8k", gsm)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [catalog.task("arc_easy"), replace(catalog.task("gsm8k"), max_tokens=8)], tmp_path  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(("most", "lacks"), [(10, 12), (26, 0)])
+def test_what_was_answered_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, lacks: int):
+    """24 choices in batches of 6 and 8 answers: stopped in the likelihoods, and in the answers."""
+    tasks, data = _tasks(tmp_path)
+    monkeypatch.setattr(harness, "MOST_TOGETHER", 6)
+    monkeypatch.setattr(harness.HarnessModel._scored, "__defaults__", (6,))
+    whole = harness.evaluate(small.engine_model(), tasks, data, shots=1)
+    with pytest.raises(KeyboardInterrupt), Dies(tmp_path / "h.json", {}) as progress:
+        progress.most = most
+        harness.evaluate(small.engine_model(), tasks, data, shots=1, progress=progress)
+    model, asked = small.engine_model(), list[int]()
+    likelihood = model.likelihood
+    monkeypatch.setattr(model, "likelihood", lambda pairs: (asked.append(len(pairs)), likelihood(pairs))[1])
+    with Progress(tmp_path / "h.json", {}) as progress:
+        kept = {kind: len(some) for kind, some in progress.records.items()}
+        found = harness.evaluate(model, tasks, data, shots=1, progress=progress)
+    assert kept == {"loglikelihood": 12} if lacks else kept == {"loglikelihood": 24, "answer": 3}
+    assert sum(asked) == lacks and found == whole
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_killed_process_goes_on(tmp_path: Path):
+    from rorqual.cli.main import main
+
+    folder = small.export(tmp_path / "tiny")
+    rows = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(200)]
+    (tmp_path / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["eval", str(folder), "--tasks", "gsm8k", "--data", str(tmp_path), "--shots", "0", "--harness", "lm-eval", "--out"]
+    partial = tmp_path / "k.json.partial"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": small.ROOT}
+    process = subprocess.Popen([sys.executable, "-m", "rorqual", *command, str(tmp_path / "k.json")], **quiet)
+    while not partial.exists() or len(partial.read_text().splitlines()) < 20:
+        time.sleep(0.05)
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 20 <= len(partial.read_text().splitlines()) < 201
+    assert main([*command, str(tmp_path / "k.json")]) == 0 and not partial.exists()
+    assert main([*command, str(tmp_path / "w.json")]) == 0
+    first, second = (json.loads((tmp_path / name).read_text())["tasks"] for name in ("k.json", "w.json"))
+    assert first == second and len(first["gsm8k"]["items"]) == 200
