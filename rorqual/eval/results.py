@@ -59,10 +59,10 @@ class Progress:
         self._file = self.path.open("a", encoding="utf-8")
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._file is not None:
             self._file.close()
-        if not self.records:  # it got nowhere: nothing to go on from
+        if kind is not None and not self.records:  # it got nowhere: nothing to go on from
             self.finish()
 
     def put(self, task: str, records: Sequence[dict[str, Any]]) -> None:
