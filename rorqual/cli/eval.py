@@ -2,6 +2,7 @@
 
 rorqual eval runs/laptop --tasks lambada,arc_easy,gsm8k --data ../shared/data --limit 100
 rorqual eval http://localhost:8000/v1 --model NAME --tasks gsm8k,humaneval --data DATA
+rorqual eval DIR --tasks gsm8k --data hf:openai/gsm8k:main:test      # rows from Hugging Face `datasets`
 rorqual eval DIR --harness lm-eval --tasks arc_easy --data DATA      # the same model through lm-evaluation-harness
 rorqual eval --compare a.json b.json                                 # paired differences with confidence intervals
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,16 +38,39 @@ def main(argv: list[str]) -> int:
         if args.published:
             from rorqual.eval import published
 
-            print(published.report(args.data))
+            print(published.report(Path(args.data) if args.data else None))
             return 0
         parser.error("give a model folder or a server's URL, or --compare, --published or --list")
     if args.tasks is None:
         parser.error("name the tasks: --tasks lambada,arc_easy (`rorqual eval --list` shows all)")
     if args.harness and args.data is None:
-        return _harness(args)
-    if args.data is None or not args.data.exists():
+        return _harness(args, [], None, {})
+    with tempfile.TemporaryDirectory(prefix="rorqual-eval-") as folder:
+        tasks, data, said = _tasks(args, Path(folder))
+        return _harness(args, tasks, data, said) if args.harness else _native(args, tasks, data, said)
+
+
+def _tasks(args: argparse.Namespace, folder: Path) -> tuple[list[Task], Path, dict[str, str]]:
+    """The tasks named, where their rows lie, and what they come from where that is a data set of the hub: written below `folder`."""
+    from rorqual.eval import hub
+    from rorqual.eval.tasks import catalog
+
+    tasks = [catalog.task(name) for name in catalog.expand(args.tasks)]
+    if args.data is not None and hub.is_hub(args.data):
+        if hub.parse(args.data) is not None and len(tasks) > 1:
+            raise ConfigError(
+                f"--data {args.data} is one data set, and {len(tasks)} tasks are named; name one task, or --data hf for each one's own"
+            )
+        fields = hub.field_map(args.fields or "")
+        made = [hub.fetch(task, args.data, fields, folder, args.shots) for task in tasks]
+        return [task for task, _ in made], folder, {task.name: said for task, said in made}
+    if args.fields:
+        raise ConfigError(
+            f"--fields is for data sets of the hub (--data hf:NAME), not for {args.data}; a task file in JSON has a field map of its own"
+        )
+    if args.data is None or not Path(args.data).exists():
         raise ConfigError(f"--data ({args.data}) must be a folder or file with the tasks' data; the tasks say what they need")
-    return _harness(args) if args.harness else _native(args)
+    return tasks, Path(args.data), {}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,7 +80,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("target", nargs="?", metavar="DIR|URL", help="run or model folder, or the base URL of a server (http://localhost:8000/v1)")
     add("--tasks", metavar="A,B", help="tasks by name, or JSON files of generic ones; `--list` shows all")
-    add("--data", type=Path, metavar="PATH", help="folder with the tasks' files (or one file for one task)")
+    add(
+        "--data",
+        metavar="PATH|hf:NAME",
+        help="folder with the tasks' files, or one file for one task; or a data set of the Hugging Face hub: hf:NAME[:CONFIG[:SPLIT]], hf alone for each task's own",
+    )
+    add("--fields", metavar="A=B,C=D", help="with hf: the task's fields and the data set's columns that stand for them")
     add("--limit", type=_positive, metavar="N", help="only the first N items of each task")
     add("--shots", type=_count, metavar="N", help="examples before each item (default: the report's number for each task)")
     add("--batch", default="auto", metavar="auto|N", help="items scored together, or requests to a server at a time (default: auto)")
@@ -125,12 +155,11 @@ def _list() -> int:
 # ---------------------------------------------------------------------- runs
 
 
-def _native(args: argparse.Namespace) -> int:
+def _native(args: argparse.Namespace, tasks: list[Task], data: Path, said: dict[str, str]) -> int:
     from rorqual.eval import results
     from rorqual.eval.models import Asking
     from rorqual.eval.run import Options, evaluate
     from rorqual.eval.task import GenerationTask, Tools, prompts_hash
-    from rorqual.eval.tasks import catalog
 
     if args.repeats > 1 and args.temperature == 0:
         raise ConfigError("--repeats asks for several answers of each item, and --temperature 0 makes them equal; use --temperature 0.7")
@@ -138,8 +167,7 @@ def _native(args: argparse.Namespace) -> int:
         raise ConfigError(f"--temperature ({args.temperature}) must be at least 0")
     if args.out:
         _free(args.out)
-    tasks = [catalog.task(name) for name in catalog.expand(args.tasks)]
-    ready = [(task, task.items(args.data, args.shots, args.limit)) for task in tasks]  # every file is refused before the model is loaded
+    ready = [(task, task.items(data, args.shots, args.limit)) for task in tasks]  # every file is refused before the model is loaded
     model = _model(args)
     likelihood = [task.name for task in tasks if not isinstance(task, GenerationTask)]
     if likelihood:
@@ -151,6 +179,7 @@ def _native(args: argparse.Namespace) -> int:
     settings = {
         "limit": args.limit, "shots": args.shots, "seed": args.seed, "temperature": args.temperature, "top_p": args.top_p,
         "repeats": args.repeats, "chat": args.chat, "max_tokens": args.max_tokens, "stride": args.stride,
+        **({"data": said} if said else {}),
     }  # fmt: skip
     facts: dict[str, Any] = {"model": model.describe(), "settings": settings}
     facts["prompts"] = {task.name: [task.version, prompts_hash(items)] for task, items in ready}
@@ -232,13 +261,11 @@ def _server(args: argparse.Namespace) -> Model:
     return ServerModel(client, name, _batch(args.batch) or 8)
 
 
-def _harness(args: argparse.Namespace) -> int:
+def _harness(args: argparse.Namespace, tasks: list[Task], data: Path | None, said: dict[str, str]) -> int:
     from rorqual.eval import harness, results
     from rorqual.eval.models import EngineModel
     from rorqual.eval.tasks import catalog
 
-    names = catalog.expand(args.tasks)
-    tasks = [catalog.task(name) for name in names] if args.data else []
     if args.out:
         _free(args.out)
     model = _model(args)
@@ -248,8 +275,10 @@ def _harness(args: argparse.Namespace) -> int:
     facts = {"model": model.describe(), "harness": harness.version(), "seed": args.seed}
     with results.Progress(out, facts) as progress, _Bars() as bars:
         common = {"shots": args.shots, "limit": args.limit, "seed": args.seed, "progress": progress, "show": bars.kind}
-        found = harness.evaluate(model, tasks, args.data, **common) if args.data else harness.named(model, names, **common)
-        results.write(out, {"model": model.describe(), "harness": found["harness"], "tasks": found["tasks"]})
+        found = harness.evaluate(model, tasks, data, **common) if data else harness.named(model, catalog.expand(args.tasks), **common)
+        results.write(
+            out, {"model": model.describe(), "harness": found["harness"], "tasks": found["tasks"], **({"data": said} if said else {})}
+        )
         progress.finish()
     rows = [
         [name, metric, f"{one['value']:.4f}", f"{one['stderr']:.4f}", str(one["n"])]
