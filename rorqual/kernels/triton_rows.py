@@ -4,7 +4,8 @@ Every product runs in tiles of 16 rows over the inputs in steps of one width, wi
 rows of a call, and the rows themselves, do not enter a row's sums; libraries choose another kernel for another number of rows. FP32 products
 are IEEE FP32 (no TF32). Tensors of two types (the router's FP32 weights, BF16 states) are multiplied in FP32.
 
-Checked in Triton's interpreter on a CPU (tests/kernels/triton_cases.py); the widths of the tiles are estimates, not tuned on a device.
+Checked in Triton's interpreter on a CPU (tests/kernels/triton_cases.py), and compiled to machine code (test_triton_latent.py); never run on a
+device. The widths of the tiles are estimates.
 Importing this file needs the package triton. Shape letters as in kernels.rows.
 """
 
@@ -25,7 +26,7 @@ _ROWS = 16  # of a tile: the smallest that tensor cores take
 _OUTPUTS = 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["x", "weight", "out"])  # the lanes' shares of a row do not follow where it lies
 def _norm(x, weight, out, width, eps, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, WIDTH)
@@ -54,7 +55,7 @@ def _tile(  # type: ignore[no-untyped-def]
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # one machine code for every number of rows
 def _linear(  # type: ignore[no-untyped-def]
     x, weight, out, rows, outputs, inputs, x_row, x_head, x_input, weight_head, weight_output, weight_input, out_row, out_head,
     WIDEN: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
@@ -108,7 +109,7 @@ def rms_norm(x: Float[Tensor, "n m"], weight: Float[Tensor, " m"], eps: float) -
     x = x.contiguous()
     out = torch.empty_like(x)
     if len(x):
-        _norm[(len(x),)](x, weight, out, x.shape[1], eps, WIDTH=triton.next_power_of_2(x.shape[1]))
+        _norm[(len(x),)](x, weight, out, x.shape[1], eps, WIDTH=triton.next_power_of_2(x.shape[1]), enable_fp_fusion=True)
     return out
 
 
@@ -134,7 +135,7 @@ def _launch(x: Tensor, weight: Tensor, out: Tensor) -> None:
     widen = x.dtype != weight.dtype or widens(x.dtype)
     _linear[(triton.cdiv(outputs, _OUTPUTS), triton.cdiv(n, _ROWS), heads)](
         x, weight, out, n, outputs, inputs, x.stride(0), x.stride(1), x.stride(2), *weight.stride(), out.stride(0), out.stride(1),
-        WIDEN=widen, ROWS=_ROWS, OUTPUTS=_OUTPUTS, INPUTS=_inputs(x, widen), num_warps=4,
+        WIDEN=widen, ROWS=_ROWS, OUTPUTS=_OUTPUTS, INPUTS=_inputs(x, widen), num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -153,7 +154,7 @@ def expert_linear(
     tile_experts = torch.searchsorted(tile_ends, torch.arange(tiles, device=x.device), right=True)
     _experts[(triton.cdiv(outputs, _OUTPUTS), tiles)](
         x, weight, out, source, ends, tile_ends, tile_experts, experts, outputs, inputs, x.stride(0), weight.stride(0), weight.stride(1),
-        WIDEN=widens(x.dtype), ROWS=_ROWS, OUTPUTS=_OUTPUTS, INPUTS=_inputs(x, False), num_warps=4,
+        WIDEN=widens(x.dtype), ROWS=_ROWS, OUTPUTS=_OUTPUTS, INPUTS=_inputs(x, False), num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     return out
 
@@ -166,7 +167,9 @@ def combine(
     x, out = x.contiguous(), torch.empty(n, width, dtype=x.dtype, device=x.device)
     if n:
         block = min(1024, triton.next_power_of_2(width))
-        _combine[(n, triton.cdiv(width, block))](x, rows, weights.contiguous(), slots.contiguous(), out, width, slots.shape[1], WIDTH=block)
+        _combine[(n, triton.cdiv(width, block))](
+            x, rows, weights.contiguous(), slots.contiguous(), out, width, slots.shape[1], WIDTH=block, enable_fp_fusion=True
+        )
     return out
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from rorqual.kernels import rows, triton_rows
+from rorqual.kernels import rows, triton_latent, triton_rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CASES = {"fp32": (torch.float32, 2e-6), "bf16": (torch.bfloat16, 2e-2)}
@@ -41,7 +41,7 @@ def test_attention_of_ragged_rows(kind: str, latent: int, rotary: int, heads: in
     lengths = [1, 4, 5, 31, 32, 33, 97, 16]
     cache, tables = cache_of(lengths, latent + rotary, dtype)
     q, positions = numbers(len(lengths), heads, latent + rotary, dtype=dtype), torch.tensor(lengths, device=DEVICE) - 1
-    got = triton_rows.latent_attention(q, cache, tables, positions, 0.3, latent, splits, least)
+    got = triton_latent.latent_attention(q, cache, tables, positions, 0.3, latent, splits, least)
     want = rows.latent_attention(q, cache, tables, positions, 0.3, latent)
     assert got.isfinite().all() and (got.float() - want.float()).abs().max() < tolerance
 
@@ -52,7 +52,7 @@ def test_attention_by_hand() -> None:
     cache[2], cache[0, 0] = torch.tensor([[1.0, 10.0, 5.0], [2.0, 20.0, -5.0]]), torch.tensor([6.0, 60.0, 9.0])
     q = torch.zeros(1, 1, 3, device=DEVICE)
     for position, want in ((0, [1.0, 10.0]), (1, [1.5, 15.0]), (2, [3.0, 30.0])):
-        got = triton_rows.latent_attention(q, cache, tables, torch.tensor([position], device=DEVICE), 1.0, 2)
+        got = triton_latent.latent_attention(q, cache, tables, torch.tensor([position], device=DEVICE), 1.0, 2)
         assert torch.allclose(got.flatten().cpu(), torch.tensor(want), rtol=1e-6)
 
 
@@ -63,16 +63,16 @@ def test_a_row_of_attention_is_its_own(kind: str) -> None:
     cache, tables = cache_of([80, 7, 40], 40, dtype)
     which, positions = torch.tensor([0, 0, 0, 1, 2], device=DEVICE), torch.tensor([77, 78, 79, 6, 39], device=DEVICE)
     q = numbers(5, 4, 40, dtype=dtype)
-    whole = triton_rows.latent_attention(q, cache, tables[which], positions, 0.2, 32, 3, 32)
+    whole = triton_latent.latent_attention(q, cache, tables[which], positions, 0.2, 32, 3, 32)
     want = rows.latent_attention(q, cache, tables[which], positions, 0.2, 32)
     assert (whole.float() - want.float()).abs().max() < tolerance
     for row in range(5):
         only = which[row : row + 1]
         wider = torch.cat([tables[only], tables[only][:, -1:].expand(1, 9)], dim=1)
-        alone = triton_rows.latent_attention(q[row : row + 1], cache, wider, positions[row : row + 1], 0.2, 32, 3, 32)
+        alone = triton_latent.latent_attention(q[row : row + 1], cache, wider, positions[row : row + 1], 0.2, 32, 3, 32)
         assert torch.equal(alone[0], whole[row])
     reordered = torch.tensor([4, 1, 3, 0, 2], device=DEVICE)
-    again = triton_rows.latent_attention(q[reordered], cache, tables[which[reordered]], positions[reordered], 0.2, 32, 3, 32)
+    again = triton_latent.latent_attention(q[reordered], cache, tables[which[reordered]], positions[reordered], 0.2, 32, 3, 32)
     assert torch.equal(again, whole[reordered])
 
 
