@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rorqual.cli import memory_check
 from rorqual.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,6 +38,14 @@ def main(argv: list[str]) -> int:
     problems = _problems(args)
     evaluation = EvaluationText.read(args.against) if args.against else None
     key = os.environ.get(args.api_key_env)
+    targets = [target for _, target in sorted(_targets(args, problems).items())]
+    local = [Path(one) for one in [*targets, args.original, args.reward_model] if one and not one.startswith(("http://", "https://"))]
+    memory_check.check_models(
+        local,
+        "distillation" if len(local) == 1 else f"distillation with {len(local)} models",
+        weights=args.weights,
+        force=args.ignore_memory,
+    )
     teacher = _teacher(args, problems, key)
     original = open_teacher(args.original, api_key=key, parallel=args.parallel, weights=args.weights) if args.original else None
     reward, facts = None, dict[str, Any]()
@@ -119,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--api-key-env", default="OPENAI_API_KEY", metavar="VAR", help="environment variable with the server's key, if it wants one")
     add("--parallel", type=_positive, default=8, metavar="N", help="with a URL: problems asked at a time (default: 8)")
     add("--weights", choices=("fp32", "bf16", "fp8"), default="fp32", help="with a folder: how weights are kept in memory (default: fp32)")
+    memory_check.add_option(parser)
     return parser
 
 
@@ -149,20 +159,28 @@ def _teacher(args: argparse.Namespace, problems: Problems, key: str | None) -> T
     from rorqual.posttrain.distill import domain_of
     from rorqual.posttrain.generate import ByDomain, open_teacher
 
-    found = [re.fullmatch(r"(?:([\w-]+)=)?(.+)", text, re.DOTALL) for text in args.teacher]
-    named = {(one[1] or "*"): one[2] for one in found if one}
-    if len(named) < len(args.teacher):
-        raise ConfigError(f"--teacher ({', '.join(args.teacher)}): one for each domain, and one at most without a domain")
+    named = _targets(args, problems)
     domains = {one.id: domain_of(one) for one in problems.items}
-    used = {name: target for name, target in named.items() if name == "*" or name in domains.values()}
 
     def opened(target: str) -> Teacher:
         return open_teacher(target, model=args.teacher_model, api_key=key, parallel=args.parallel, weights=args.weights)
 
     if set(named) == {"*"}:
         return opened(named["*"])
-    ByDomain(dict.fromkeys(used), domains)  # type: ignore[arg-type]  # refused before a model is loaded
-    return ByDomain({name: opened(target) for name, target in used.items()}, domains)
+    ByDomain(dict.fromkeys(named), domains)  # type: ignore[arg-type]  # refused before a model is loaded
+    return ByDomain({name: opened(target) for name, target in named.items()}, domains)
+
+
+def _targets(args: argparse.Namespace, problems: Problems) -> dict[str, str]:
+    """Folder or URL of the teacher of each domain that the problems have; "*" for all others'."""
+    from rorqual.posttrain.distill import domain_of
+
+    found = [re.fullmatch(r"(?:([\w-]+)=)?(.+)", text, re.DOTALL) for text in args.teacher]
+    named = {(one[1] or "*"): one[2] for one in found if one}
+    if len(named) < len(args.teacher):
+        raise ConfigError(f"--teacher ({', '.join(args.teacher)}): one for each domain, and one at most without a domain")
+    domains = {domain_of(one) for one in problems.items}
+    return {name: target for name, target in named.items() if name == "*" or name in domains}
 
 
 def _problems(args: argparse.Namespace) -> Problems:

@@ -12,11 +12,10 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rorqual.cli import memory_check
+from rorqual.cli import memory_check, tuning
 from rorqual.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,19 +41,12 @@ def main(argv: list[str]) -> int:
         config, ours = _settings(args)
         print(formula(config, ours))
         return 0
-    if args.resume and args.overwrite:
-        parser.error("--resume continues a run as it is; it does not go with --overwrite")
-    if args.out is None:
-        parser.error("give --out DIR, the folder of the run")
-    if args.resume and args.model is None:
-        from rorqual.posttrain.folder import read_tuning
-        from rorqual.posttrain.grpo_config import GRPORun
+    from rorqual.posttrain.grpo_config import GRPORun
 
-        run = read_tuning(args.out, GRPORun)
-    else:
-        if args.model is None or (args.data is None) == (args.tasks is None):
-            parser.error("give --model DIR and one of --data FILE and --tasks A,B, or --out DIR --resume")
-        run = _run_of(args)
+    complete = args.model is not None and (args.data is None) != (args.tasks is None)
+    run = tuning.configuration(
+        parser, args, GRPORun, _run_of, complete=complete, start="--model DIR and one of --data FILE and --tasks A,B"
+    )
     return _run(run, args)
 
 
@@ -69,9 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", type=Path, metavar="FILE", help="questions as JSON lines: prompt or messages, answer or tests, kind")
     add("--tasks", metavar="A,B", help="generated questions of reasoning-gym's trusted tasks, e.g. chain_sum,leg_counting")
     add("--task-size", type=int, metavar="N", help="questions generated for each task (default: 2000)")
-    add("--out", type=Path, metavar="DIR", help="run folder")
-    add("--resume", action="store_true", help="continue the run in OUT from its newest checkpoint")
-    add("--overwrite", action="store_true", help="replace the run that OUT holds")
+    tuning.add_options(parser)
     add("--preset", choices=_PRESETS, help="published settings to begin from; batch sizes are those of clusters")
     add("--formula", action="store_true", help="print what would be maximised, and train nothing")
     add(
@@ -109,9 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--thinking", action=argparse.BooleanOptionalAction, help="whether answers reason first (default: as the style or preset does)")
     add("--system", metavar="TEXT", help="system text of questions that bring none")
     add("--language", metavar="CODE", help="target of the reward `language` (default: en)")
-    add("--lora", type=int, metavar="RANK", help="train adapters of this rank, over frozen base weights")
-    add("--lora-targets", metavar="A,B", help="of attention, ffn, experts (default: attention,ffn)")
-    add("--weights", choices=("fp32", "bf16", "fp8"), help="with --lora: how base weights are kept")
+    tuning.add_lora(parser)
     add("--checkpoint-every", type=int, metavar="STEPS", help="optimiser steps between checkpoints (default: 50)")
     add("--device", help="auto, cpu, cuda (default: auto)")
     add("--seed", type=int, help="of questions' order and of sampling (default: 0)")
@@ -167,14 +155,11 @@ def _rewards(text: str) -> dict[str, float]:
 
 
 def _run_of(args: argparse.Namespace) -> GRPORun:
-    from rorqual.adapters.config import LoraConfig
     from rorqual.posttrain.base import open_base
     from rorqual.posttrain.grpo_config import GRPORun
     from rorqual.tokenizer import templates
     from rorqual.train.records import override
 
-    if args.lora_targets is not None and args.lora is None:
-        raise ConfigError("--lora-targets goes with --lora RANK")
     config, _ = _settings(args)
     if args.style is None and not (args.preset or "").startswith("r1"):
         style = templates.style_of(open_base(args.model).tokenizer())
@@ -184,11 +169,10 @@ def _run_of(args: argparse.Namespace) -> GRPORun:
             )
         thinking = config.thinking if args.thinking is not None else config.thinking or style == "r1"
         config = override(config, {"style": style, "thinking": thinking})
-    targets = tuple(args.lora_targets.split(",")) if args.lora_targets else ("attention", "ffn")
     given = {
         "device": args.device, "weights": args.weights, "task_size": args.task_size, "reward_model": args.reward_model, "rollout_url": args.rollout_url, "preset": args.preset,
         "max_seconds": None if args.max_minutes is None else 60 * args.max_minutes,
-        "lora": None if args.lora is None else LoraConfig(rank=args.lora, targets=targets, seed=config.seed),
+        "lora": tuning.lora_of(args, config.seed),
     }  # fmt: skip
     return GRPORun(
         model=str(args.model), data=None if args.data is None else str(args.data), tasks=tuple(filter(None, (args.tasks or "").split(","))), grpo=config,
@@ -202,11 +186,8 @@ def check_grpo(run: GRPORun, force: bool = False) -> None:
     from rorqual.kernels import native
     from rorqual.planner.estimate import training_estimate
     from rorqual.posttrain.base import open_base
-    from rorqual.train.state import choose_device
 
-    device, dtype = choose_device(run)
-    on_cpu, base, config = device.type == "cpu", open_base(run.model).config, run.grpo
-    name = "fp32" if str(dtype) == "torch.float32" else "bf16"
+    (device, name, on_cpu), base, config = tuning.plain_dtype(run), open_base(run.model).config, run.grpo
     length = min(base.max_position_embeddings, 256 + config.max_new_tokens)
     lora: dict[str, Any] = {}
     if run.lora is not None:
@@ -218,7 +199,9 @@ def check_grpo(run: GRPORun, force: bool = False) -> None:
         foreach=not on_cpu, moments=config.optimizer.moments, mtp=False, validation=False, frozen_copies=int(config.objective.kl_beta > 0),
         cache_bytes=min(DEFAULT_MEMORY, cache), what=f"reinforcement learning on {device}", **lora,
     )  # fmt: skip
-    memory_check.check_memory(estimate, memory_check.available_memory(str(device)), force)
+    if run.reward_model is not None and not run.reward_model.startswith(("http://", "https://")):
+        estimate = memory_check.beside(estimate, "reward model", Path(run.reward_model))
+    memory_check.check_memory(estimate, memory_check.available_memory(device), force)
 
 
 def _run(run: GRPORun, args: argparse.Namespace) -> int:
@@ -242,9 +225,7 @@ def _run(run: GRPORun, args: argparse.Namespace) -> int:
         run, args.out, problems=questions, resume_run=args.resume, overwrite=args.overwrite, api_key=os.environ.get(args.api_key_env)
     )
     if result.signal is not None:
-        again = shlex.join(["rorqual", "grpo", "--out", str(args.out), "--resume"])
-        print(f"stopped at step {result.step} of {run.grpo.steps}; continue with: {again}", file=sys.stderr)
-        return 128 + result.signal
+        return tuning.stopped("grpo", args.out, result.step, run.grpo.steps, result.signal)
     report = write_report(args.out)
     if result.first_reward is not None and result.last_reward is not None:
         print(f"mean reward {result.first_reward:.3f} in the first rollout, {result.last_reward:.3f} in the last")

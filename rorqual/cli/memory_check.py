@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,6 +83,48 @@ def check_folder(
 
     weights: as the user chose, else what the loader would choose. drafts: MTP modules that draft, None for one where there are any.
     """
+    found = _serving(folder, weights, sequences, batched_tokens, cache_bytes, drafts)
+    if found is not None:
+        _check_either(*found, force)
+
+
+def check_models(folders: Sequence[Path], what: str, *, weights: str | None = None, sequences: int = 64, force: bool = False) -> None:
+    """The check for several models that one process has at the same time, each over an engine with its own settings for the rest."""
+    found = [one for folder in folders if (one := _serving(folder, weights, sequences, 512, None, 0)) is not None]
+    if not found:
+        return
+    _check_either(_together(what, [full for full, _ in found]), _together(what, [lean for _, lean in found]), force)
+
+
+def beside(estimate: Estimate, name: str, folder: Path) -> Estimate:
+    """An estimate with one more part, the engine over another model's folder; as it is where there is none."""
+    from rorqual.planner.estimate import Estimate
+
+    found = _serving(folder, "fp32", 64, 512, None, 0)
+    return estimate if found is None else Estimate(estimate.what, {**estimate.parts, name: found[1].tensors})
+
+
+def _together(what: str, estimates: Sequence[Estimate]) -> Estimate:
+    """All parts of some estimates, summed by name."""
+    from rorqual.planner.estimate import Estimate
+
+    parts: dict[str, float] = {}
+    for one in estimates:
+        for name, value in one.parts.items():
+            parts[name] = parts.get(name, 0.0) + value
+    return Estimate(what, parts)
+
+
+def _check_either(full: Estimate, lean: Estimate, force: bool) -> None:
+    """Without room for its copies of the weights the compiled step stays out, and the lean estimate counts."""
+    free = available_memory("cpu")
+    check_memory(full if free is None or full.total <= free else lean, free, force)
+
+
+def _serving(
+    folder: Path, weights: str | None, sequences: int, batched_tokens: int, cache_bytes: float | None, drafts: int | None
+) -> tuple[Estimate, Estimate] | None:
+    """The estimate with and without the compiled step's copies of the weights; None for a folder without a config.json."""
     from rorqual.cli.model_folder import fitting_weights
     from rorqual.planner.estimate import serving_estimate
     from rorqual.posttrain.folder import adapter_base
@@ -91,25 +134,17 @@ def check_folder(
     exported = folder / "hf"
     origin = exported if (exported / "config.json").is_file() else folder
     if not (origin / "config.json").is_file():
-        return
+        return None
     is_run = origin is folder and ((folder / "checkpoints").is_dir() or (folder / "lineage.json").is_file())
     config = _run_model(folder) if is_run else _folder_model(origin)
     chosen = weights or ("fp32" if is_run else fitting_weights(origin)[0])
-    free = available_memory("cpu")
-    estimate, lean = (
+    full, lean = (
         serving_estimate(
-            config,
-            weights=chosen,
-            cache_bytes=cache_bytes,
-            sequences=sequences,
-            batched_tokens=batched_tokens,
-            drafts=drafts,
-            panels=panels,
+            config, weights=chosen, cache_bytes=cache_bytes, sequences=sequences, batched_tokens=batched_tokens, drafts=drafts, panels=panels
         )
         for panels in (True, False)
-    )
-    # without room for its copies of the weights the compiled step stays out
-    check_memory(estimate if free is None or estimate.total <= free else lean, free, force)
+    )  # fmt: skip
+    return full, lean
 
 
 def _run_model(run: Path) -> ModelConfig:

@@ -2,6 +2,7 @@
 
 rorqual reward-model --model runs/sft --data pairs.jsonl --out runs/reward
 rorqual reward-model --model runs/sft --data pairs.jsonl --judge http://localhost:8000/v1 --out runs/reward    # reasoning first
+rorqual reward-model --model V2-Lite --data pairs.jsonl --lora 16 --weights bf16 --out runs/lite-reward
 rorqual reward-model --out runs/reward --resume                                    # exactly where it stopped
 rorqual reward-model --model runs/reward --data other.jsonl --evaluate             # share of pairs in the right order
 """
@@ -13,7 +14,9 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from rorqual.cli import memory_check, tuning
 
 if TYPE_CHECKING:
     from rorqual.posttrain.reward_config import RewardConfig
@@ -23,23 +26,17 @@ def main(argv: list[str]) -> int:
     """Runs the verb: 0 when it is finished, 130 or 143 when a signal stopped it after saving. Raises RorqualError."""
     parser = _parser()
     args = parser.parse_args(argv)
-    if args.resume and args.overwrite:
-        parser.error("--resume continues a run as it is; it does not go with --overwrite")
-    if not args.resume and (args.model is None or args.data is None):
-        parser.error("give --model DIR and --data FILE, or --out DIR --resume")
-    if args.evaluate:
-        return _evaluate(args)
-    if args.out is None:
-        parser.error("give --out DIR, the folder of the run")
-    if args.resume and args.model is None and args.data is None:
-        from rorqual.posttrain.folder import read_tuning
-        from rorqual.posttrain.reward_config import RewardConfig
+    from rorqual.posttrain.reward_config import RewardConfig
 
-        config = read_tuning(args.out, RewardConfig)
-    else:
-        config = _config(args)
-        if args.judge:
-            config = replace(config, data=str(_judge(args)))
+    complete = args.model is not None and args.data is not None
+    start = "--model DIR and --data FILE"
+    if args.evaluate:
+        if not complete or args.resume or args.overwrite:
+            parser.error(f"--evaluate trains nothing: give {start}, without --resume and --overwrite")
+        return _evaluate(args)
+    config = tuning.configuration(parser, args, RewardConfig, _config, complete=complete, start=start)
+    if args.judge:
+        config = replace(config, data=str(_judge(args)))
     return _train(config, args)
 
 
@@ -58,9 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="JSON lines with messages (or prompt), chosen, rejected; reference, reasonings, scores where there are any",
     )
-    add("--out", type=Path, metavar="DIR", help="run folder")
-    add("--resume", action="store_true", help="continue the run in OUT from its newest checkpoint")
-    add("--overwrite", action="store_true", help="replace the run that OUT holds")
+    tuning.add_options(parser)
     add("--evaluate", action="store_true", help="train nothing: print how many pairs of DATA the model puts in order")
     add(
         "--judge",
@@ -89,12 +84,14 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--max-tokens", type=_positive, metavar="N", help="longest question with answer and reasoning (default: 8192, or the model's limit)"
     )
-    add("--micro-batch-tokens", type=_positive, metavar="N", help="tokens at a time; changes memory and speed only (default: 8192)")
+    add("--micro-batch-tokens", type=_positive, metavar="N", help="tokens of a packed row; changes memory and speed only (default: 8192)")
+    tuning.add_lora(parser)
     add("--validation", type=float, metavar="SHARE", help="share of the questions held out to measure accuracy (default: 0.05)")
     add("--centre", type=float, metavar="W", help="weight of the square of a pair's summed scores, which keeps them near 0 (default: 0)")
     add("--checkpoint-every", type=_positive, metavar="STEPS", help="optimiser steps between checkpoints (default: 100)")
     add("--device", help="auto, cpu, cuda (default: auto)")
-    add("--seed", type=int, help="of the order of pairs and of the held-out questions (default: 0)")
+    add("--seed", type=int, help="of the order of pairs, the held-out questions and new adapters (default: 0)")
+    memory_check.add_option(parser)
     return parser
 
 
@@ -106,15 +103,32 @@ def _positive(text: str) -> int:
 
 def _config(args: argparse.Namespace) -> RewardConfig:
     from rorqual.posttrain.reward_config import RewardConfig
-    from rorqual.train.records import override
 
     names = {
         "epochs": args.epochs, "batch": args.batch, "learning_rate": args.lr, "max_tokens": args.max_tokens, "min_gap": args.min_gap,
         "reasoning": args.reasoning, "reasoning_weight": args.reasoning_weight, "max_reasoning_tokens": args.max_reasoning_tokens,
         "micro_batch_tokens": args.micro_batch_tokens, "validation_share": args.validation, "centre_weight": args.centre,
         "checkpoint_every_steps": args.checkpoint_every, "device": args.device, "seed": args.seed,
+        "weights": args.weights, "lora": tuning.lora_of(args, args.seed or 0),
     }  # fmt: skip
-    return override(RewardConfig(str(args.model), str(args.data)), {name: value for name, value in names.items() if value is not None})
+    return replace(RewardConfig(str(args.model), str(args.data)), **{name: value for name, value in names.items() if value is not None})
+
+
+def check_reward(config: RewardConfig, row: int, force: bool = False) -> None:
+    """Prints what training needs whose longest row has `row` tokens, and refuses what cannot fit, before anything is allocated."""
+    from rorqual.kernels import native
+    from rorqual.planner.estimate import training_estimate
+    from rorqual.posttrain.base import open_base
+
+    device, name, on_cpu = tuning.plain_dtype(config)
+    lora: dict[str, Any] = {}
+    if config.lora is not None:
+        lora = {"lora_rank": config.lora.rank, "lora_targets": config.lora.targets, "base": config.weights or name}
+    estimate = training_estimate(
+        open_base(config.model).config, micro_batch=1, length=row, batch=2, dtype=name, compiled=on_cpu and native.library().library is not None,
+        foreach=not on_cpu, moments=config.optimizer.moments, mtp=False, validation=False, what=f"training a reward model on {device}", **lora,
+    )  # fmt: skip
+    memory_check.check_memory(estimate, memory_check.available_memory(device), force)
 
 
 def _judge(args: argparse.Namespace) -> Path:
@@ -128,6 +142,8 @@ def _judge(args: argparse.Namespace) -> Path:
     if out.exists():
         print(f"{out} is there: taken as it is", file=sys.stderr)
         return out
+    if not args.judge.startswith(("http://", "https://")):
+        memory_check.check_models([Path(args.judge)], "judging", weights="fp32", force=args.ignore_memory)
     settings = JudgeConfig(
         args.votes, drawing=Drawing(temperature=0.7 if args.votes > 1 else 0.0, max_tokens=args.judge_tokens, seed=args.seed or 0)
     )
@@ -141,10 +157,16 @@ def _judge(args: argparse.Namespace) -> Path:
 def _train(config: RewardConfig, args: argparse.Namespace) -> int:
     from rorqual.posttrain.reward_training import train_reward
 
-    result = train_reward(config, args.out, resume_run=args.resume, overwrite=args.overwrite)
+    result = train_reward(
+        config,
+        args.out,
+        resume_run=args.resume,
+        overwrite=args.overwrite,
+        on_data=lambda row: check_reward(config, row, args.ignore_memory),
+    )
     print(result.cases.summary(), file=sys.stderr)
     if result.signal is not None:
-        return 128 + result.signal
+        return tuning.stopped("reward-model", args.out, result.step, result.steps, result.signal)
     print(f"{result.folder}: {result.steps} steps, score {'behind the reasoning' if result.reasoning else 'read off the answer'}")
     if result.accuracy is not None and result.interval is not None:
         low, high = result.interval
@@ -157,6 +179,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from rorqual.posttrain.reward_data import read_cases
     from rorqual.posttrain.reward_model import RewardModel
 
+    memory_check.check_models([args.model], "scoring", weights="fp32", force=args.ignore_memory)
     reward = RewardModel.load(args.model)
     cases = read_cases(args.data, 1.0 if args.min_gap is None else args.min_gap)
     pairs = [case.items for case in cases.items if len(case.items) == 2]

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rorqual.cli import memory_check
+from rorqual.cli import memory_check, tuning
 from rorqual.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -26,19 +25,12 @@ def main(argv: list[str]) -> int:
     """Runs the verb: 0 when it is finished, 130 or 143 when a signal stopped it after saving. Raises RorqualError."""
     parser = _parser()
     args = parser.parse_args(argv)
-    if args.resume and args.overwrite:
-        parser.error("--resume continues a run as it is; it does not go with --overwrite")
-    if args.out is None and not args.show:
-        parser.error("give --out DIR, the folder of the run")
-    if not args.resume and (args.model is None or args.data is None):
-        parser.error("give --model DIR and --data FILE, or --out DIR --resume")
-    if args.resume and args.model is None and args.data is None:
-        from rorqual.posttrain.folder import read_tuning
-        from rorqual.posttrain.sft_config import SFTConfig
+    from rorqual.posttrain.sft_config import SFTConfig
 
-        config = read_tuning(args.out, SFTConfig)
-    else:
-        config = _config(args)
+    complete = args.model is not None and args.data is not None
+    config = tuning.configuration(
+        parser, args, SFTConfig, _config, complete=complete, start="--model DIR and --data FILE", needs_out=not args.show
+    )
     if args.show:
         return _show(config, args.show)
     check_sft(config, force=args.ignore_memory)
@@ -54,9 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", type=Path, metavar="DIR", help="run or model folder to start from")
     add("--data", type=Path, metavar="FILE", help="JSON lines, each an object with messages and, where there are any, tools")
-    add("--out", type=Path, metavar="DIR", help="run folder")
-    add("--resume", action="store_true", help="continue the run in OUT from its newest checkpoint")
-    add("--overwrite", action="store_true", help="replace the run that OUT holds")
+    tuning.add_options(parser)
     add("--show", type=int, default=0, metavar="N", help="print the first N samples with [what is learned] in brackets, and train nothing")
     add("--epochs", type=int, help="passes over the data (default: 2)")
     add("--lr", type=float, metavar="RATE", help="learning rate at the start (default: 5e-6)")
@@ -67,10 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--over-long", choices=("drop", "truncate"), help="what to do with longer samples; they are counted (default: drop)")
     add("--style", choices=("v3", "r1", "v3.1"), help="chat style (default: the model's own)")
     add("--no-reasoning-loss", action="store_true", help="read the reasoning without learning it")
-    add("--lora", type=int, metavar="RANK", help="train adapters of this rank, over frozen base weights")
-    add("--lora-alpha", type=float, metavar="A", help="adapters count A / RANK times (default: twice the rank)")
-    add("--lora-targets", metavar="A,B", help="of attention, ffn, experts (default: attention,ffn)")
-    add("--weights", choices=("fp32", "bf16", "fp8"), help="with --lora: how base weights are kept (default: as the device computes)")
+    tuning.add_lora(parser)
     add("--mtp-weight", type=float, metavar="W", help="weight of the MTP modules' loss (default: 0.1)")
     add("--bias-speed", type=float, metavar="S", help="speed of the router bias (default: 0, frozen)")
     add("--checkpoint-every", type=int, metavar="STEPS", help="optimiser steps between checkpoints (default: 200)")
@@ -81,14 +68,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _config(args: argparse.Namespace) -> SFTConfig:
-    from rorqual.adapters.config import LoraConfig
     from rorqual.posttrain.base import open_base
     from rorqual.posttrain.sft_config import RenderConfig, SFTConfig
     from rorqual.tokenizer import templates
 
-    for name in ("lora_alpha", "lora_targets"):
-        if getattr(args, name) is not None and args.lora is None:
-            raise ConfigError(f"--{name.replace('_', '-')} goes with --lora RANK")
+    lora = tuning.lora_of(args, args.seed or 0)
     base = open_base(args.model)
     style = args.style or templates.style_of(base.tokenizer())
     if style == "template":
@@ -104,10 +88,7 @@ def _config(args: argparse.Namespace) -> SFTConfig:
         "mtp_loss_weight": args.mtp_weight, "bias_update_speed": args.bias_speed, "checkpoint_every_steps": args.checkpoint_every,
         "device": args.device, "seed": args.seed,
     }  # fmt: skip
-    config = SFTConfig(model=str(args.model), data=str(args.data), render=RenderConfig(**render))
-    if args.lora is not None:
-        targets = tuple(args.lora_targets.split(",")) if args.lora_targets else ("attention", "ffn")
-        config = replace(config, lora=LoraConfig(rank=args.lora, alpha=args.lora_alpha, targets=targets, seed=args.seed or 0))
+    config = SFTConfig(model=str(args.model), data=str(args.data), render=RenderConfig(**render), lora=lora)
     return replace(config, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -135,12 +116,9 @@ def check_sft(config: SFTConfig, force: bool = False) -> None:
     from rorqual.planner.estimate import training_estimate
     from rorqual.posttrain.base import open_base
     from rorqual.posttrain.sft import check
-    from rorqual.train.state import choose_device
 
-    device, dtype = choose_device(config)
-    on_cpu, base = device.type == "cpu", open_base(config.model)
+    (device, name, on_cpu), base = tuning.plain_dtype(config), open_base(config.model)
     check(config, base)
-    name = "fp32" if str(dtype) == "torch.float32" else "bf16"
     lora: dict[str, Any] = {}
     if config.lora is not None:
         lora = {"lora_rank": config.lora.rank, "lora_targets": config.lora.targets, "base": config.weights or name}
@@ -149,7 +127,7 @@ def check_sft(config: SFTConfig, force: bool = False) -> None:
         dtype=name, compiled=on_cpu and native.library().library is not None, foreach=not on_cpu, moments=config.optimizer.moments,
         mtp=config.mtp_loss_weight > 0, validation=False, what=f"fine-tuning on {device}", **lora,
     )  # fmt: skip
-    memory_check.check_memory(estimate, memory_check.available_memory(str(device)), force)
+    memory_check.check_memory(estimate, memory_check.available_memory(device), force)
 
 
 def _run(config: SFTConfig, args: argparse.Namespace) -> int:
@@ -161,9 +139,7 @@ def _run(config: SFTConfig, args: argparse.Namespace) -> int:
             config, args.out, resume_run=args.resume, overwrite=args.overwrite, on_data=lambda done, total: progress(done, total, "")
         )
     if result.signal is not None:
-        again = shlex.join(["rorqual", "sft", "--out", str(args.out), "--resume"])
-        print(f"stopped at step {result.step} of {result.steps}; continue with: {again}", file=sys.stderr)
-        return 128 + result.signal
+        return tuning.stopped("sft", args.out, result.step, result.steps, result.signal)
     print(f"{result.report.summary()}\npacking: {100 * result.packing_efficiency:.1f}% of places hold a token")
     loss = "" if result.loss is None else f", loss {result.loss:.4f} at the end"
     print(f"finished: {result.steps} steps, {result.tokens:,} tokens{loss}; talk to it with: rorqual chat {shlex.quote(str(args.out))}")

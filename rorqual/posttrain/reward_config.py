@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rorqual.adapters.config import LoraConfig
 from rorqual.errors import ConfigError
 from rorqual.train.hyperparams import OptimizerConfig
 from rorqual.train.records import number, one_of, whole
@@ -18,7 +19,7 @@ class RewardConfig:
 
     model: str
     data: str
-    kind: Literal["reward"] = "reward"
+    kind: Literal["reward-model"] = "reward-model"
     epochs: int = 1
     batch: int = 256
     """Cases of one optimiser step."""
@@ -34,7 +35,12 @@ class RewardConfig:
     min_gap: float = 1.0
     validation_share: float = 0.05
     micro_batch_tokens: int = 8192
+    """Tokens of one packed row, which is a forward and backward; changes memory and speed, nothing else."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: LoraConfig | None = None
+    """Trains adapters and the score alone; none for all weights."""
+    weights: Literal["fp32", "bf16", "fp8"] | None = None
+    """How the base weights are kept under adapters; none as the device computes."""
     checkpoint_every_steps: int = 100
     keep_checkpoints: int = 2
     device: str = "auto"
@@ -61,6 +67,10 @@ class RewardConfig:
         one_of("dtype", self.dtype, ("auto", "float32", "bfloat16"))
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", self.device):
             raise ConfigError(f"device ({self.device!r}) is not known; use 'auto', 'cpu', 'cuda', 'cuda:0' or 'mps'")
+        if self.threads is not None:
+            whole("threads", self.threads, 1)
+        if self.weights is not None and self.lora is None:
+            raise ConfigError(f"weights ({self.weights!r}) goes with lora: without adapters all weights train, in the dtype of the device")
         if self.validation_share >= 1:
             raise ConfigError(f"validation_share ({self.validation_share}) must be below 1")
 

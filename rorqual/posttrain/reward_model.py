@@ -18,6 +18,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rorqual.adapters import peft
 from rorqual.errors import CheckpointError, DataError
 from rorqual.inference.llm import LLM
 from rorqual.inference.params import SamplingParams
 from rorqual.model.transformer import CausalLM
+from rorqual.posttrain.base import Base, open_base
 from rorqual.posttrain.problems import Problem
 from rorqual.posttrain.reward_data import Encoded, Item, encode, item_of
 from rorqual.posttrain.rewards import Component, Outcome, unknown
@@ -67,18 +70,33 @@ class RewardHead(nn.Module):
         return (hidden.float() @ self.weight.float().t() + self.bias.float()).squeeze(1)
 
 
-def padded(items: Sequence[Encoded]) -> Int[Tensor, "n s"]:
-    """Ids side by side, zeros behind the shorter ones, where causal attention cannot see them."""
-    out = torch.zeros(len(items), max(len(item.ids) for item in items), dtype=torch.int64)
-    for row, item in enumerate(items):
-        out[row, : len(item.ids)] = torch.tensor(item.ids)
-    return out
+@dataclass(frozen=True)
+class Packed:
+    """Items end to end in one row without padding, each isolated from the others (field case F29). `ends`: the place of each one's last token."""
+
+    ids: Int[Tensor, "1 n"]
+    positions: Int[Tensor, "1 n"]
+    segment_ids: Int[Tensor, "1 n"]
+    starts: list[int]
+    ends: list[int]
+
+    def hidden(self, model: CausalLM) -> Float[Tensor, "n m"]:
+        """The model's final states of all tokens; no item sees another one."""
+        device = model.head_weight.device
+        ids, positions, segments = (one.to(device) for one in (self.ids, self.positions, self.segment_ids))
+        hidden: Tensor = model(ids, positions=positions, segment_ids=segments).hidden[0]
+        return hidden
 
 
-def last_hidden(hidden: Float[Tensor, "n s m"], items: Sequence[Encoded]) -> Float[Tensor, "n m"]:
-    """The state at each item's last token."""
-    place = torch.tensor([len(item.ids) - 1 for item in items], device=hidden.device)
-    return hidden[torch.arange(len(items), device=hidden.device), place]
+def packed(items: Sequence[Encoded]) -> Packed:
+    """The row of some items."""
+    lengths = [len(item.ids) for item in items]
+    ends = list(accumulate(lengths))
+    ids = torch.tensor([token for item in items for token in item.ids])
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    segments = torch.repeat_interleave(torch.arange(len(items)), torch.tensor(lengths))
+    starts = [end - length for end, length in zip(ends, lengths, strict=True)]
+    return Packed(ids.unsqueeze(0), positions.unsqueeze(0), segments.unsqueeze(0), starts, [end - 1 for end in ends])
 
 
 class RewardModel:
@@ -92,9 +110,7 @@ class RewardModel:
 
     @classmethod
     def load(cls, folder: str | Path, weights: str = "fp32") -> RewardModel:
-        """Reads a folder of `rorqual reward-model`; CheckpointError for any other."""
-        from rorqual.checkpoint import hf
-
+        """Reads a folder of `rorqual reward-model`, its adapter merged into the base where it has one; CheckpointError for any other."""
         place = reward_folder(Path(folder))
         try:
             facts = from_plain(RewardFacts, json.loads((place / FACTS_NAME).read_text(encoding="utf-8")))
@@ -103,12 +119,13 @@ class RewardModel:
             raise CheckpointError(f"{place} is no whole reward model: {error}") from error
         if facts.format != FORMAT:
             raise CheckpointError(f"{place / FACTS_NAME} has format {facts.format!r}, {FORMAT!r} is required; train it anew")
-        model, _ = hf.load(place, weights=weights)
+        base = reward_base(place)
+        model = base.load(weights)
         head = RewardHead(model.config.hidden_size)
         if {name: t.shape for name, t in stored.items()} != {name: t.shape for name, t in head.state_dict().items()}:
             raise CheckpointError(f"{place / HEAD_NAME} does not fit a model of width {model.config.hidden_size}")
         head.load_state_dict(stored)
-        return cls(model, head, bpe.load(place), facts)
+        return cls(model, head, base.tokenizer(), facts)
 
     @torch.no_grad()
     def scores(self, items: Sequence[Item], batch: int = 16) -> list[float]:
@@ -135,8 +152,8 @@ class RewardModel:
         for first in range(0, len(ready), batch):
             part = ready[first : first + batch]
             encoded = [one for _, one in part]
-            hidden = self.model(padded(encoded).to(self.model.head_weight.device)).hidden
-            for (at, _), value in zip(part, self.head(last_hidden(hidden, encoded)).tolist(), strict=True):
+            row = packed(encoded)
+            for (at, _), value in zip(part, self.head(row.hidden(self.model)[row.ends]).tolist(), strict=True):
                 found[at] = value
         return found
 
@@ -188,22 +205,36 @@ class RewardModel:
 
 
 def reward_folder(path: Path) -> Path:
-    """Where the model of a reward run or folder lies; CheckpointError where there is none."""
-    for place in (path / "hf", path):
+    """Where the model, or the adapter, of a reward run or folder lies; CheckpointError where there is none."""
+    for place in (path / "hf", path / "adapter", path):
         if (place / FACTS_NAME).is_file():
             return place
     what = "holds no finished reward model" if path.is_dir() else "is not a folder"
     raise CheckpointError(f"{path} {what}; train one: rorqual reward-model --model DIR --data pairs.jsonl --out {path}")
 
 
+def reward_base(place: Path) -> Base:
+    """The model of a reward model's folder; of an adapter's, the base that its configuration names with the adapter over it."""
+    if not (place / peft.CONFIG).is_file():
+        return open_base(place)
+    below = open_base(str(peft.read_config(place).get("base_model_name_or_path")))
+    return replace(below, path=place, adapters=(*below.adapters, place))
+
+
+def is_reward(target: str) -> bool:
+    """Whether a reward model stands behind a name, not a judge: a folder with the facts of one."""
+    place = Path(target)
+    if target.startswith(("http://", "https://")):
+        return False
+    return any((one / FACTS_NAME).is_file() for one in (place / "hf", place / "adapter", place))
+
+
 def open_reward(target: str, *, api_key: str | None = None) -> tuple[Component, dict[str, Any]]:
     """The reward component `model` of a reward model's folder; of any other folder, or a server, as a judge. Facts are for a manifest."""
-    place = Path(target)
-    if not target.startswith(("http://", "https://")) and any((one / FACTS_NAME).is_file() for one in (place / "hf", place)):
-        from rorqual.posttrain.base import open_base
-
+    if is_reward(target):
+        place = Path(target)
         reward = RewardModel.load(place)
-        facts = {"kind": "reward model", "path": str(place.resolve()), "weights": open_base(reward_folder(place)).fingerprint()}
+        facts = {"kind": "reward model", "path": str(place.resolve()), "weights": reward_base(reward_folder(place)).fingerprint()}
         return reward, facts | asdict(reward.facts)
     from rorqual.posttrain.generate import open_teacher
     from rorqual.posttrain.judge import Judge, JudgeConfig

@@ -6,7 +6,8 @@ r"""Trains a reward model (report section 5.2.1; figures of DeepSeek-R1 section 
     single: -log sigmoid(r) for a good answer, -log sigmoid(-r) for another
     plus    w_reasoning * mean -log p(token) over the judge's reasoning, plus w_centre * (sum of a case's scores)^2
 
-Sums over a step are divided by the whole step's counts, so micro-batches change nothing. Router biases and MTP modules stay as they are.
+Sums over a step are divided by the whole step's counts, so micro-batches change nothing; answers are packed, each isolated. Router biases and
+MTP modules stay as they are. With LoRA adapters and the score train over frozen weights, and `out`/adapter is written in place of `out`/hf.
 The rate falls as a cosine to a tenth (ours). A run that is interrupted saves, and goes on to the same bits.
 """
 
@@ -25,16 +26,18 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rorqual.adapters import lora, peft
+from rorqual.checkpoint import folder as folders
 from rorqual.checkpoint import hf, resume
 from rorqual.data import counters
-from rorqual.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from rorqual.errors import ConfigError, DataError, NonFiniteError
 from rorqual.eval.metrics import wilson
 from rorqual.model.transformer import CausalLM
 from rorqual.posttrain.base import Base, open_base
-from rorqual.posttrain.folder import TuningFolder
+from rorqual.posttrain.folder import TuningFolder, check_same_start
 from rorqual.posttrain.reward_config import RewardConfig
 from rorqual.posttrain.reward_data import Case, Cases, Encoded, encode, held_out, read_cases
-from rorqual.posttrain.reward_model import FACTS_NAME, HEAD_NAME, RewardFacts, RewardHead, last_hidden, padded
+from rorqual.posttrain.reward_model import FACTS_NAME, HEAD_NAME, RewardFacts, RewardHead, packed
 from rorqual.tokenizer import bpe, templates
 from rorqual.train.metrics import MetricsLog, Progress
 from rorqual.train.optim import AdamW
@@ -96,32 +99,30 @@ def step_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss of a micro-batch as its part of the step's, scores, summed loss of the reasoning); `num_*` are the whole step's counts."""
     items = [item for case in cases for item in case.items]
-    ids = padded(items).to(model.head_weight.device)
-    hidden = model(ids).hidden
-    scores = head(last_hidden(hidden, items))
+    row = packed(items)
+    hidden = row.hidden(model)
+    scores = head(hidden[row.ends])
     loss = case_losses(scores, cases, centre_weight).sum() / num_cases
     spoken = scores.new_zeros(())
     if num_tokens and reasoning_weight:
-        rows = torch.cat([torch.full((item.reasoning[1] - item.reasoning[0],), row) for row, item in enumerate(items)])
-        place = torch.cat([torch.arange(*item.reasoning) for item in items])
-        targets = ids[rows, place]
-        spoken = F.cross_entropy(model.logits(hidden[rows, place - 1]), targets, reduction="sum")
+        place = torch.cat([start + torch.arange(*item.reasoning) for start, item in zip(row.starts, items, strict=True)])
+        targets = row.ids[0, place].to(hidden.device)
+        spoken = F.cross_entropy(model.logits(hidden[place.to(hidden.device) - 1]), targets, reduction="sum")
         loss = loss + reasoning_weight * spoken / num_tokens
     return loss, scores.detach(), spoken.detach()
 
 
 def micro_batches(cases: Sequence[Ready], limit: int) -> Iterator[list[Ready]]:
-    """Neighbours that fit into `limit` padded tokens together; a larger case stands alone."""
+    """Neighbours whose tokens fit into a row of `limit` together; a larger case stands alone."""
     part: list[Ready] = []
-    widest = 0
+    tokens = 0
     for case in cases:
-        width = max(len(item.ids) for item in case.items)
-        rows = sum(len(one.items) for one in part) + len(case.items)
-        if part and max(widest, width) * rows > limit:
+        own = sum(len(item.ids) for item in case.items)
+        if part and tokens + own > limit:
             yield part
-            part, widest = [], 0
+            part, tokens = [], 0
         part.append(case)
-        widest = max(widest, width)
+        tokens += own
     if part:
         yield part
 
@@ -130,15 +131,18 @@ def micro_batches(cases: Sequence[Ready], limit: int) -> Iterator[list[Ready]]:
 
 
 def train_reward(
-    config: RewardConfig, out: str | Path, *, resume_run: bool = False, overwrite: bool = False, progress: bool = True
-) -> RewardResult:
-    """Trains to the end, or until SIGINT or SIGTERM, which save first; writes `out`/hf, a model folder with the head beside it."""
+    config: RewardConfig, out: str | Path, *, resume_run: bool = False, overwrite: bool = False, progress: bool = True,
+    on_data: Callable[[int], None] | None = None,
+) -> RewardResult:  # fmt: skip
+    """Trains to the end, or until SIGINT or SIGTERM, which save first; writes `out`/hf, a model folder, or `out`/adapter, with the head beside it.
+
+    `on_data` gets the most tokens that a row can have, before the model is read.
+    """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device, dtype = choose_device(config)  # type: ignore[arg-type]
     base = open_base(config.model)
-    if base.config.quantization_config is not None:
-        raise ConfigError(f"{base.path} is in FP8; convert it first: rorqual export {base.path} OUT --to bf16")
+    check(config, base)
     tokenizer = base.tokenizer()
     style = templates.style_of(tokenizer)
     cases = read_cases(config.data, config.min_gap)
@@ -147,12 +151,23 @@ def train_reward(
     )
     limit = min(config.max_tokens, base.config.max_position_embeddings)
     ready = encode_cases(cases, tokenizer, style, reasoning, limit)
+    if on_data is not None:
+        sizes = [sum(len(item.ids) for item in one.items) for _, one in ready]
+        on_data(min(sum(sizes), max(config.micro_batch_tokens, *sizes)))
     facts = RewardFacts(style, reasoning, limit, config.max_reasoning_tokens)
     with TuningFolder(out) as folder, StopRequest() as stop:
         prints = {"data_fingerprint": cases.fingerprint(), "base_fingerprint": base.fingerprint()}
         lineage = {"kind": config.kind, "base": str(base.path.resolve()), "tokenizer": tokenizer.fingerprint, **prints}
         folder.open(config, lineage, resume=resume_run, overwrite=overwrite)
         return _Loop(config, base, folder, cases, ready, facts, prints, device, dtype, progress).run(stop)
+
+
+def check(config: RewardConfig, base: Base) -> None:
+    """Refuses, before any work, what the model cannot take."""
+    if config.lora is None and base.config.quantization_config is not None:
+        raise ConfigError(
+            f"{base.path} is in FP8; train adapters over it (--lora), or convert it first: rorqual export {base.path} OUT --to bf16"
+        )
 
 
 def encode_cases(cases: Cases, tokenizer: bpe.Tokenizer, style: str, reasoning: bool, limit: int) -> list[tuple[Case, Ready]]:
@@ -186,11 +201,14 @@ class _Loop:
             raise DataError(f"all {len(ready)} cases are held out; lower validation_share ({config.validation_share})")
         self.per_epoch = -(-len(self.train) // config.batch)
         self.total = config.epochs * self.per_epoch
-        self.model = base.load("fp32").to(device)
+        kept = "fp32" if config.lora is None else config.weights or ("fp32" if dtype == torch.float32 else "bf16")
+        self.model = base.load(kept).to(device)
+        if config.lora is not None:
+            lora.apply(self.model, config.lora)
         self.head = RewardHead(base.config.hidden_size).to(device)
         masters: dict[str, Tensor] = {}
         named = dict(self._trained())
-        if dtype != torch.float32:
+        if config.lora is None and dtype != torch.float32:
             masters = {name: p.detach().clone() for name, p in named.items()}
             self.model.to(dtype)
             named = dict(self._trained())
@@ -204,12 +222,12 @@ class _Loop:
         self.loss: float | None = None
 
     def _trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """Trunk and head; the output matrix only where reasoning is learned, MTP modules never."""
+        """Trunk, or its adapters, and head; the output matrix only where reasoning is learned, MTP modules never."""
         depth = self.base.config.num_hidden_layers
         own_head = self.facts.reasoning and self.config.reasoning_weight > 0
         for name, parameter in self.model.named_parameters():
             mtp = any(name.startswith(f"model.layers.{layer}.") for layer in range(depth, self.base.config.num_blocks))
-            if not mtp and (own_head or not name.startswith("lm_head.")):
+            if parameter.requires_grad and not mtp and (own_head or not name.startswith("lm_head.")):
                 yield name, parameter
         for name, parameter in self.head.named_parameters():
             yield f"reward_head.{name}", parameter
@@ -307,11 +325,7 @@ class _Loop:
 
     def _restore(self, newest: Path) -> None:
         stored = resume.read_state(newest)
-        for name, value in self.fingerprints.items():
-            if stored.get(name) != value:
-                raise CheckpointError(
-                    f"{newest} was trained with {name} {stored.get(name)}, given is {value}; give what the run began with, or choose another --out"
-                )
+        check_same_start(newest, stored, self.fingerprints)
         resume.load(newest, self._tensors())
         self.optimizer.updates, self.step = int(stored["updates"]), int(stored["step"])
         self.optimizer.sync_parameters()
@@ -319,17 +333,29 @@ class _Loop:
     def _export(self, found: Mapping[str, Any]) -> None:
         """The model's folder; `reward.json`, written last, makes it a reward model."""
         master = self.optimizer.master
+        if self.config.lora is not None:
+            if not self.folder.adapter.exists():
+                with folders.new_folder(self.folder.adapter) as partial:
+                    plain = not self.base.adapters and not self.base.checkpoint
+                    peft.save(self.model, self.config.lora, str((self.base.folder if plain else self.base.path).resolve()), partial)
+                    self._describe(partial, found)
+            return
         named = {name: master.get(name, t.detach()) for name, t in self.model.state_dict().items()}
         staged = self.folder.path / "staged"
         hf.export_tensors(
             self.base.config, resume.split_experts(named), self.base.tokenizer_folder, staged, dtype=self.base.stored, replace=True
         )
-        save_file({name: master[f"reward_head.{name}"].cpu().contiguous() for name in ("weight", "bias")}, staged / HEAD_NAME)
-        facts = asdict(self.facts) | {"mean": found["mean"], "std": found["std"]}
-        write_atomic(staged / FACTS_NAME, json.dumps(facts, indent=1) + "\n")
+        self._describe(staged, found)
         if self.folder.hf.exists():  # of a call that was killed behind this line
             return
         staged.rename(self.folder.hf)
+
+    def _describe(self, place: Path, found: Mapping[str, Any]) -> None:
+        """Head and facts beside a model or an adapter."""
+        master = self.optimizer.master
+        save_file({name: master[f"reward_head.{name}"].cpu().contiguous() for name in ("weight", "bias")}, place / HEAD_NAME)
+        facts = asdict(self.facts) | {"mean": found["mean"], "std": found["std"]}
+        write_atomic(place / FACTS_NAME, json.dumps(facts, indent=1) + "\n")
 
     def _result(self, signal: int | None, found: Mapping[str, Any] | None = None) -> RewardResult:
         found = found or {}

@@ -13,7 +13,7 @@ from rorqual.errors import CheckpointError, DataError
 from rorqual.posttrain.presets import GRPOConfig
 from rorqual.posttrain.problems import problem_of
 from rorqual.posttrain.reward_data import Batched, Encoded, Item
-from rorqual.posttrain.reward_model import RewardFacts, RewardHead, RewardModel, last_hidden, open_reward, padded, reward_folder
+from rorqual.posttrain.reward_model import RewardFacts, RewardHead, RewardModel, open_reward, packed, reward_folder
 from rorqual.posttrain.rewards import Rewards
 from rorqual.posttrain.rollout import Answer
 from rorqual.tokenizer import bpe
@@ -44,11 +44,18 @@ def test_the_head_starts_at_zero_and_is_linear():
     assert head(torch.tensor([[1.0, 1.0, 1.0], [0.0, 2.0, 0.0]])).tolist() == [2.5, 4.5]
 
 
-def test_padding_is_not_read():
-    items = [Encoded([1, 2, 3]), Encoded([4])]
-    assert padded(items).tolist() == [[1, 2, 3], [4, 0, 0]]
-    hidden = torch.arange(6.0).view(2, 3, 1)
-    assert last_hidden(hidden, items).tolist() == [[2.0], [3.0]]
+def test_items_are_packed_without_padding_and_see_nothing_of_each_other(parts):
+    """Field case F29."""
+    items = [Encoded([1, 2, 3]), Encoded([4]), Encoded([5, 6])]
+    row = packed(items)
+    assert row.ids.tolist() == [[1, 2, 3, 4, 5, 6]] and row.positions.tolist() == [[0, 1, 2, 0, 0, 1]]
+    assert row.segment_ids.tolist() == [[0, 0, 0, 1, 2, 2]] and (row.starts, row.ends) == ([0, 3, 4], [2, 3, 5])
+    hidden = row.hidden(parts[0]).detach()
+    for item, end in zip(items, row.ends, strict=True):
+        alone = parts[0](torch.tensor([item.ids])).hidden[0, -1].detach()
+        torch.testing.assert_close(hidden[end], alone, rtol=1e-4, atol=1e-5)
+    other = packed([Encoded([9, 9, 9]), *items[1:]]).hidden(parts[0]).detach()
+    torch.testing.assert_close(other[3:], hidden[3:], rtol=1e-5, atol=1e-6)
 
 
 def test_a_score_is_the_head_on_the_last_token(parts):

@@ -7,13 +7,16 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from rorqual.adapters.config import LoraConfig
 from rorqual.checkpoint import resume
 from rorqual.errors import ConfigError, DataError, RunError
 from rorqual.posttrain import reward_training
+from rorqual.posttrain.base import open_base
 from rorqual.posttrain.reward_config import RewardConfig
 from rorqual.posttrain.reward_data import Encoded, read_cases
-from rorqual.posttrain.reward_model import RewardHead, RewardModel
+from rorqual.posttrain.reward_model import RewardHead, RewardModel, open_reward, reward_base
 from rorqual.posttrain.reward_training import Ready, case_losses, correct, encode_cases, micro_batches, step_loss, train_reward
 from tests.inference.models import build
 from tests.posttrain.tiny_chat import write_model
@@ -55,7 +58,7 @@ def test_micro_batches_change_neither_loss_nor_gradient():
     assert whole == pytest.approx(cut, rel=1e-6)
     for one, two in zip(gradient, other, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-6)
-    assert [len(part) for part in micro_batches(PAIRS, 24)] == [2, 1]
+    assert [len(part) for part in micro_batches(PAIRS, 24)] == [3] and [len(part) for part in micro_batches(PAIRS, 16)] == [2, 1]
     assert [len(part) for part in micro_batches(PAIRS, 1)] == [1, 1, 1]
 
 
@@ -113,6 +116,25 @@ def test_a_preference_is_learned_and_the_folder_scores(tmp_path, folder):
     assert 0 < reward.value(scores[1]) < 0.5 < reward.value(scores[0]) < 1
     with pytest.raises(RunError, match="already holds a run"):
         train_reward(_config(folder, _data(tmp_path / "p.jsonl")), tmp_path / "out", progress=False)
+
+
+@pytest.mark.slow
+def test_adapters_and_score_train_alone_and_are_read_by_name(tmp_path, folder):
+    seen: list[int] = []
+    config = _config(folder, _data(tmp_path / "p.jsonl"), lora=LoraConfig(rank=4), learning_rate=2e-2)
+    result = train_reward(config, tmp_path / "out", progress=False, on_data=seen.append)
+    assert result.accuracy == 1.0 and result.loss is not None and result.loss < math.log(2)
+    assert not (tmp_path / "out" / "hf").exists() and 0 < seen[0] <= 8192
+    adapter = tmp_path / "out" / "adapter"
+    assert sorted(path.name for path in adapter.iterdir()) == ["adapter_config.json", "adapter_model.safetensors", "reward.json", "reward_head.safetensors"]  # fmt: skip
+    assert all(t.abs().sum() > 0 for name, t in load_file(adapter / "adapter_model.safetensors").items() if ".layers.1." in name)
+    items = [item for case in read_cases(tmp_path / "p.jsonl").items[:3] for item in case.items]
+    scores = RewardModel.load(tmp_path / "out").scores(items)
+    assert all(a > b for a, b in zip(scores[::2], scores[1::2], strict=True))
+    assert RewardModel.load(adapter).scores(items) == scores
+    component, facts = open_reward(str(tmp_path / "out"))
+    assert isinstance(component, RewardModel) and facts["kind"] == "reward model"
+    assert facts["weights"] != open_base(folder).fingerprint() == reward_base(folder).fingerprint()
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, folder, monkeypatch):
