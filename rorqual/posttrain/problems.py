@@ -63,10 +63,11 @@ class Problems:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with any question, answer or order: a resumed run must see the same."""
+        """Changes with any question, answer, test of code or order: a resumed run must see the same."""
         digest = hashlib.blake2b(digest_size=16)
         for one in self.items:
-            digest.update(json.dumps([one.id, list(map(dict, one.messages)), one.answer, one.kind], sort_keys=True).encode())
+            tests = [dict(one.data)] if one.kind == "code" else []
+            digest.update(json.dumps([one.id, list(map(dict, one.messages)), one.answer, one.kind, *tests], sort_keys=True).encode())
         return digest.hexdigest()
 
 
