@@ -86,7 +86,7 @@ def grade_output(
         if done.returncode == 0 and not done.limit and _lines(done.stdout) == _lines(wanted):
             passed += 1
             continue
-        note = f"test {number}: {_why(done) or 'wrong output'}"
+        note = f"test {number}: {why(done) or 'wrong output'}"
         return Grade(passed, len(cases), note, done.limit)
     return Grade(passed, max(1, len(cases)), note)
 
@@ -97,7 +97,7 @@ def grade_within(box: Sandbox, code: str, language: str, *, word: str, seconds: 
     said = done.stdout.rstrip("\n").rpartition("\n")[2]
     if done.returncode == 0 and not done.limit and said == word:
         return Grade(1, 1)
-    return Grade(0, 1, _why(done) or "the tests did not reach their end", done.limit)
+    return Grade(0, 1, why(done) or "the tests did not reach their end", done.limit)
 
 
 def entry_of(reference: str, tests: str) -> str:
@@ -119,7 +119,8 @@ def _lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.rstrip().split("\n")]
 
 
-def _why(done: Result) -> str:
+def why(done: Result) -> str:
+    """In a few words why a program failed, "" where it ended well."""
     if done.limit:
         return f"limit of {done.limit} passed"
     last = done.stderr.strip().rpartition("\n")[2]
@@ -143,7 +144,7 @@ def _verdict(found: Result, other_limit: str, word: str) -> Grade:
     limit = found.limit or other_limit
     said = found.stdout.rstrip("\n").rpartition("\n")[2]
     if limit or not said.startswith(word + " "):
-        return Grade(0, 1, f"limit of {limit} passed" if limit else _why(found) or "the tests did not reach their end", limit)
+        return Grade(0, 1, f"limit of {limit} passed" if limit else why(found) or "the tests did not reach their end", limit)
     verdict = json.loads(said.removeprefix(word))
     return Grade(verdict["passed"], verdict["total"], verdict["note"])
 

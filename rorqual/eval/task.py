@@ -61,11 +61,15 @@ class Attempt:
 
 
 class Tools:
-    """What judges may need beside the text: the sandbox, opened at first use, and the checkers' time limit in seconds."""
+    """What judges may need beside the text: the sandbox, opened at first use, and the checkers' time limit in seconds.
+
+    `wanted` keeps what programs of wanted values showed, by their text.
+    """
 
     def __init__(self, seconds: float = 10.0) -> None:
         self.seconds = seconds
         self._sandbox: Any = None
+        self.wanted: dict[str, list[str]] = {}
 
     @property
     def sandbox(self) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from rorqual.eval.checkers import answers, instructions, maths
 from rorqual.eval.checkers.maths import boxed
 from rorqual.eval.task import Judgement, Row, Tools
+from rorqual.eval.tasks import parted
 from rorqual.eval.tasks.numbers import same_number
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "judge_number",
     "judge_trivia",
     "run_code",
+    "run_parted",
     "run_program",
     "run_whole",
 ]
@@ -145,6 +147,39 @@ def run_whole(made: Callable[[str], str], language: str, tools: Tools) -> Judgem
     word = grade.secret_word()
     found = grade.grade_within(tools.sandbox, made(word), language, word=word, seconds=max(tools.seconds, 30.0))
     return Judgement(float(found.right), made("WORD"), found.note)
+
+
+def run_parted(code: str, prompt: str, text: str, language: str, tools: Tools) -> Judgement | None:
+    """Whether every call that the tests make gives the value wanted, compared outside of the program; None where they cannot be parted.
+
+    `code` ends inside the function that `prompt` begins, and `text` goes on from there (see tasks/parted.py). A verdict that the tests' own
+    program could not give (no compiler for it, a limit) is no verdict.
+    """
+    from rorqual.eval import grade
+
+    tests = None if re.search(r"^union \w+", prompt, re.MULTILINE) else parted.parted(text, language)
+    if tests is None:
+        return None
+    mark, seconds = grade.secret_word(), max(tools.seconds, 30.0)
+    done = tools.sandbox.run(parted.calls(code, text, tests, language, mark), language=language, seconds=seconds)
+    said = parted.results(done.stdout, mark, len(tests))
+    if said is None or done.limit or done.returncode:
+        return Judgement(0.0, code, grade.why(done) or "the tests did not reach their end")
+    if language in ("js", "ts"):
+        word = grade.secret_word()
+        given = f"[{','.join(said)}]"
+        found = tools.sandbox.run(parted.comparison(text, tests, language, word), stdin=given, language=language, seconds=seconds)
+        right = found.returncode == 0 and found.stdout.rstrip("\n").rpartition("\n")[2] == word
+        return Judgement(float(right), code, "" if right else grade.why(found) or "wrong result")
+    key = f"{language}\0{prompt}\0{text}"
+    if key not in tools.wanted:
+        found = tools.sandbox.run(parted.wanted(prompt, text, tests, language, mark), language=language, seconds=seconds)
+        values = parted.results(found.stdout, mark, len(tests))
+        if values is None or found.returncode or found.limit:
+            return Judgement(None, code, f"the program of the values wanted did not run: {grade.why(found)}")
+        tools.wanted[key] = values
+    wrong = next((number for number, (one, other) in enumerate(zip(said, tools.wanted[key], strict=True)) if one != other), None)
+    return Judgement(float(wrong is None), code, "" if wrong is None else f"test {wrong}: wrong result")
 
 
 def run_program(code: str, cases: Sequence[tuple[str, str]], tools: Tools) -> Judgement:

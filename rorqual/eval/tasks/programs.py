@@ -28,13 +28,13 @@ def program(code: str, tests: str, language: str, word: str) -> str:
             body = re.sub(r"\}\s*\Z", f'    std::cout << "\\\\n{word}" << std::endl;\n}}\n', body)
             return f"{code}\n{head}\n#undef NDEBUG\n#include <assert.h>\n#include <iostream>\n{mark}{body}"
         case "java":
-            code, found = re.subn(r"^import org\.javatuples\.\*;\n", "", code, flags=re.MULTILINE)
+            code, pair = pair_class(code)
             main = (
                 "class Main {\n    public static void main(String[] given) throws Exception {\n"
                 "        ClassLoader.getSystemClassLoader().setDefaultAssertionStatus(true);\n"
                 f'        Problem.main(given);\n        System.out.println("\\n{word}");\n    }}\n}}\n'
             )
-            return f"{code}\n{tests}\n{_PAIR if found else ''}{main}"
+            return f"{code}\n{tests}\n{pair}{main}"
         case "cs":
             tests = tests.replace("Debug.Assert(", "Held(")
             held = "    static void Held(bool held) { if (!held) Environment.Exit(1); }\n"
@@ -46,6 +46,12 @@ def program(code: str, tests: str, language: str, word: str) -> str:
             return f'{code}\n{tests}\necho "\\n{word}\\n";\n'
         case _:  # sh
             return f"{code}\n{tests}\necho\necho {word}\n"
+
+
+def pair_class(code: str) -> tuple[str, str]:
+    """Java without the import of javatuples, and the record that stands for its Pair, "" where it was not imported."""
+    code, found = re.subn(r"^import org\.javatuples\.\*;\n", "", code, flags=re.MULTILINE)
+    return code, _PAIR if found else ""
 
 
 def joined(prompt: str, body: str, whole: bool, language: str) -> str:
