@@ -5,14 +5,16 @@
 A step is one rollout and one update: --prompts questions of --group answers of --new-tokens tokens. Ours is `run_grpo` as users run it, its
 answers.jsonl and metrics included; the peer is GRPOTrainer without logging, saving, evaluation or gradient checkpointing, on
 transformers' DeepseekV3ForCausalLM. Both are run in turns; figures are medians over all steps but each run's
-first. Generation and training seconds stand apart; the rest of a step is rewards and bookkeeping.
+first. On a quiet machine the default takes about two minutes. Generation and training seconds stand apart; the rest of a step is rewards and bookkeeping.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -109,7 +111,8 @@ def trl(folder: Path, prompts: list[str], settings: GRPOConfig, steps: int, expe
 
     trainer._generate, trainer._generate_and_score_completions = timed_generate, timed_scored
     before = {name: len(values) for name, values in seconds.items()}
-    trainer.train()
+    with contextlib.redirect_stdout(sys.stderr):  # standard output is for figures
+        trainer.train()
     for name, values in seconds.items():
         del values[before[name]]
 
