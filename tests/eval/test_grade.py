@@ -1,4 +1,4 @@
-"""Tests decide, whatever a candidate does: right ones pass, tricks score zero."""
+"""Tests decide, whatever a candidate does: right ones pass, tricks score zero (F39)."""
 
 from __future__ import annotations
 
