@@ -33,6 +33,10 @@ class TuningFolder(RunFolder):
         super().__enter__()
         return self
 
+    def holds_run(self) -> bool:
+        """Whether work of a run is here; one that was refused for its data left only what it was asked for."""
+        return any((self.path / name).exists() for name in OWN if name not in ("config.json", "lineage.json"))
+
     def open(self, config: Any, lineage: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
         """Begins a new run, or checks that the one to be resumed has the same configuration."""
         if resume:

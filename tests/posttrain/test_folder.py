@@ -29,6 +29,8 @@ def test_begin_resume_and_overwrite(tmp_path: Path):
         assert (
             not folder.adapter.exists() and not folder.samples.exists() and folder.hf.name == "hf" and folder.tokenizer.name == "tokenizer"
         )
+        folder.open(SFTConfig(model="m", data="other"), {"kind": "sft"}, resume=False, overwrite=False)  # nothing was done yet
+        assert read_tuning(folder.path, SFTConfig).data == "other"
         with pytest.raises(RunError, match="in use"):
             TuningFolder(tmp_path / "run").__enter__()
 
