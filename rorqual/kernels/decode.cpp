@@ -1,13 +1,22 @@
-// One decode step of a DeepSeek-V3-family model: whole blocks, norm to residual, for a few rows over a paged latent cache
-// (report sections 2.1.1 and 2.1.2). Arithmetic in FP32. One parallel region a call; weights are read once for all rows of a tile.
+// One decode step of a DeepSeek-V3-family model in one call: embedding, blocks over a paged latent cache, final norm, head and draw, or one
+// MTP module with its head (report sections 2.1.1, 2.1.2 and 2.2), for a few rows. Arithmetic in FP32. One parallel region a call, in phases
+// with one wait after each; weights are read once for all rows of a tile.
 //
 // A row's sums never depend on which or how many other rows there are: every dot product runs over its elements in the same
-// order, whatever the tile, and rows share nothing else. Threads split outputs, never sums.
+// order, whatever the tile, and rows share nothing else. Threads split outputs, never sums; what costs less than a wait each does for itself.
 // Letters: n rows, m model width, h heads, d width of a head without rotation, r rotary width, c latent width, v value width.
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+
+#if defined(_OPENMP)
+extern "C" int omp_get_thread_num(void);
+extern "C" int omp_get_num_threads(void);
+extern "C" int omp_get_max_threads(void);
+#endif
+
+extern "C" long rq_draw_row(const float* logits, long width, int64_t key, double temperature);  // sampling.cpp
 
 namespace {
 
@@ -112,9 +121,70 @@ inline void rms_norm(const float* x, const float* w, float* y, long m, float eps
     for (long j = 0; j < m; j++) y[j] = x[j] * scale * w[j];
 }
 
-void norms(const float* x, long ldx, const float* w, float* y, long ldy, long n, long m, float eps) {
-#pragma omp for schedule(static)
-    for (long row = 0; row < n; row++) rms_norm(x + row * ldx, w, y + row * ldy, m, eps);
+// e^x to about a unit in the last place, for x from -87 to 88; less counts as -87, more as 88
+inline lanes exp_lanes(lanes x) {
+    const lanes low = lanes{} - 87.0f, high = lanes{} + 88.0f;
+    x = x < low ? low : x;
+    x = x > high ? high : x;
+    const lanes shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's low bits are the rounded value
+    const lanes t = shifted - 12582912.0f;
+    const lanes y = (x - t * 0.693359375f) + t * 2.12194440e-4f;
+    lanes p = lanes{} + 1.9875691500e-4f;
+    p = p * y + 1.3981999507e-3f;
+    p = p * y + 8.3334519073e-3f;
+    p = p * y + 4.1665795894e-2f;
+    p = p * y + 1.6666665459e-1f;
+    p = p * y + 5.0000001201e-1f;
+    p = p * y * y + y + 1.0f;
+    typedef int32_t numbers __attribute__((vector_size(64)));
+    numbers n, bits;
+    std::memcpy(&n, &shifted, sizeof n);
+    std::memcpy(&bits, &p, sizeof bits);
+    bits += n << 23;
+    std::memcpy(&p, &bits, sizeof p);
+    return p;
+}
+
+inline lanes load_some(const float* p, long count) {  // zeros after `count`
+    lanes x = lanes{};
+    std::memcpy(&x, p, (count < LANES ? count : LANES) * sizeof(float));
+    return x;
+}
+
+inline void store_some(float* p, lanes x, long count) { std::memcpy(p, &x, (count < LANES ? count : LANES) * sizeof(float)); }
+
+// gate = silu(gate) * up
+inline void swiglu(float* gate, const float* up, long count) {
+    for (long i = 0; i < count; i += LANES) {
+        const lanes g = load_some(gate + i, count - i);
+        store_some(gate + i, g / (1.0f + exp_lanes(-g)) * load_some(up + i, count - i), count - i);
+    }
+}
+
+inline void sigmoid(float* x, long count) {
+    for (long i = 0; i < count; i += LANES) store_some(x + i, 1.0f / (1.0f + exp_lanes(-load_some(x + i, count - i))), count - i);
+}
+
+// softmax of scale * x
+inline void softmax(float* x, long count, float scale) {
+    float most = -INFINITY;
+    for (long i = 0; i < count; i++) {
+        x[i] *= scale;
+        most = x[i] > most ? x[i] : most;
+    }
+    lanes sums = lanes{};
+    long i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        const lanes e = exp_lanes(load(x + i) - most);
+        sums += e;
+        std::memcpy(x + i, &e, sizeof e);
+    }
+    if (i < count) {
+        store_some(x + i, exp_lanes(load_some(x + i, count - i) - most), count - i);
+        sums += load_some(x + i, count - i);
+    }
+    const float sum = total(sums);
+    for (i = 0; i < count; i++) x[i] /= sum;
 }
 
 inline void turn(float* x, const float* cos, const float* sin, long pairs) {
@@ -124,8 +194,6 @@ inline void turn(float* x, const float* cos, const float* sin, long pairs) {
         x[2 * p + 1] = a * sin[p] + b * cos[p];
     }
 }
-
-inline float silu(float x) { return x / (1.0f + std::exp(-x)); }
 
 constexpr long HEADS = 4;  // of a row, which read its cached entries together
 
@@ -163,115 +231,214 @@ extern "C" {
 
 // Sizes of the model, in the order in which decode.py fills them.
 struct Sizes {
-    long m, h, d, r, c, v, q_rank, experts, chosen, groups, kept_groups, width, shared, dense, block_size, num_blocks, softmax, normalise, bias_sum;
+    long m, h, d, r, c, v, q_rank, experts, chosen, groups, kept_groups, width, shared, dense, vocab, block_size, num_blocks, softmax, normalise,
+        bias_sum;
     float eps, scale, route_scale;
 };
 
-// Weights of one block; null where the block has none.
+// Weights of one block; null where the block has none. q_b, w_uk and w_uv are stacks, a matrix for each head.
 struct Weights {
     const float *input_norm, *q_norm, *kv_norm, *post_norm, *bias;
     Matrix w_uk, w_uv, q_a, q_b, kv_a, o, gate, gate_up, down, ffn_gate, ffn_up, ffn_down;
 };
 
-void rq_linear(const float* x, const Matrix* w, float* y, long n, long k, long o) {
-#pragma omp parallel
-    linear(x, k, *w, y, o, n, k, o);
-}
+// What stands around the blocks: of an MTP module, and of the trunk, which has neither enorm, hnorm nor eh_proj.
+struct Ends {
+    const float *norm, *enorm, *hnorm;
+    Matrix eh_proj, head;
+};
 
-void rq_norm_rows(const float* x, const float* w, float* y, long n, long m, float eps) {
-#pragma omp parallel
-    norms(x, m, w, y, m, n, m, eps);
-}
+struct Model {
+    Sizes s;
+    const Weights* blocks;
+    const Ends* ends;  // the trunk's, then each module's
+    const void* embed;
+    long embed_bf16;
+    const float *cos, *sin;  // [positions, r / 2]
+};
+
+// One call. Row i is token ids[i] at positions[i] of the sequence whose block table begins at tables[starts[i]]. States are wanted of `wanted`
+// rows alone, select[j] or all (null); the others only leave their entries. `drawn` of the wanted rows, rows[j] or all, get logits and tokens.
+struct Call {
+    long n, wanted, drawn, longest, first, last, ends, width;
+    const int64_t *ids, *positions, *starts, *tables, *select, *rows, *keys;
+    const double* temperatures;
+    const float* hidden;  // [n, m], for a module
+    float *out, *logits, *cache, *scratch;
+    int64_t *tokens, *routes;  // routes: the chosen experts [MoE blocks, n, chosen]; null where they are not wanted
+};
 
 }  // extern "C"
 
 namespace {
 
-struct Scratch {  // carved out of one buffer by rq_decode
-    float *u, *cq, *q, *ckv, *latent, *mixed, *heads, *scores, *hidden, *up, *rows, *logits, *weights, *shared;
-    int64_t *experts, *order, *starts;
+struct Team {
+    long me, all;
+    long from(long jobs) const { return jobs * me / all; }
+    long to(long jobs) const { return jobs * (me + 1) / all; }
 };
 
-// Equations 1-11 in absorbed form: u is the normed input, x the residual stream.
-void attention(const Sizes& s, const Weights& w, Scratch& b, float* x, const float* cos, const float* sin, const int64_t* positions,
-               const int64_t* tables, long table_width, float* cache, long n, long longest) {
-    const long entry = s.c + s.r, q_width = s.h * (s.d + s.r), head = s.d + s.r;
-    norms(x, s.m, w.input_norm, b.u, s.m, n, s.m, s.eps);
-    if (s.q_rank) {
-        linear(b.u, s.m, w.q_a, b.cq, s.q_rank, n, s.m, s.q_rank);
-        norms(b.cq, s.q_rank, w.q_norm, b.cq, s.q_rank, n, s.q_rank, s.eps);
-        linear(b.cq, s.q_rank, w.q_b, b.q, q_width, n, s.q_rank, q_width);
-    } else {
-        linear(b.u, s.m, w.q_b, b.q, q_width, n, s.m, q_width);
+inline Team team() {
+#if defined(_OPENMP)
+    return {omp_get_thread_num(), omp_get_num_threads()};
+#else
+    return {0, 1};
+#endif
+}
+
+inline void wait() {
+#pragma omp barrier
+}
+
+constexpr long FEW = 4;  // rows up to which every thread norms and routes for itself
+
+struct Scratch {  // one for all threads, then what each has for itself
+    float *x, *merged, *u, *cq, *q, *ckv, *latent, *mixed, *heads, *scores, *hidden, *up, *rows, *logits, *weights, *ffn, *ffn_up, *shared;
+    int64_t* experts;
+    float *my_u, *my_cq, *my_logits, *my_weights;
+    int64_t *my_experts, *order, *next, *starts;
+};
+
+// Carves it; with a null start counts the floats.
+long carve(const Model& model, const Call& a, Team t, float* start, Scratch& b) {
+    const Sizes& s = model.s;
+    const long n = a.n, entry = s.c + s.r, slots = n * (s.chosen > 0 ? s.chosen : 1), ffn = s.dense > s.shared ? s.dense : s.shared;
+    const long few = n < FEW ? n : FEW, scores = 2 * s.experts + s.groups;
+    long at = 0;
+    auto take = [&](long count) {
+        float* p = start ? start + at : nullptr;
+        at += (count + 15) / 16 * 16;  // a cache line each
+        return p;
+    };
+    auto take_whole = [&](long count) { return reinterpret_cast<int64_t*>(take(2 * count)); };
+    b.x = take(n * s.m), b.merged = take(a.ends ? 2 * n * s.m : 0), b.u = take(n * s.m), b.cq = take(n * s.q_rank), b.q = take(n * s.h * (s.d + s.r));
+    b.ckv = take(n * entry), b.latent = take(n * s.h * entry), b.mixed = take(n * s.h * s.c), b.heads = take(n * s.h * s.v);
+    b.scores = take(n * s.h * a.longest), b.hidden = take(slots * s.width), b.up = take(slots * s.width), b.rows = take(slots * s.m);
+    b.logits = take(n * scores), b.weights = take(slots), b.ffn = take(n * ffn), b.ffn_up = take(n * ffn), b.shared = take(n * s.m);
+    b.experts = take_whole(slots);
+    for (long i = 0; i < t.all; i++) {
+        Scratch mine = b;
+        mine.my_u = take(few * s.m), mine.my_cq = take(few * s.q_rank), mine.my_logits = take(few * scores), mine.my_weights = take(few * s.chosen);
+        mine.my_experts = take_whole(few * s.chosen), mine.order = take_whole(slots), mine.next = take_whole(s.experts + 1);
+        mine.starts = take_whole(s.experts + 2);
+        if (i == t.me) b = mine;
     }
-    linear(b.u, s.m, w.kv_a, b.ckv, entry, n, s.m, entry);
-#pragma omp for schedule(static)
-    for (long row = 0; row < n; row++) {  // the cache gets the normed latent and the rotated key
-        float* e = b.ckv + row * entry;
+    return at;
+}
+
+// Normed rows: by each thread for itself where there are few, else together. in(i) is row i.
+template <typename In>
+inline const float* normed(Team t, In in, const float* w, long n, long m, float eps, float* mine, float* ours) {
+    if (n <= FEW) {
+        for (long i = 0; i < n; i++) rms_norm(in(i), w, mine + i * m, m, eps);
+        return mine;
+    }
+    for (long i = t.from(n); i < t.to(n); i++) rms_norm(in(i), w, ours + i * m, m, eps);
+    wait();
+    return ours;
+}
+
+// Units `from` to `to` of two matrices' outputs, counted through: calls do_first and do_second with their parts
+template <typename First, typename Second>
+inline void split(Team t, long first, long second, First do_first, Second do_second) {
+    const long from = t.from(first + second), to = t.to(first + second);
+    if (from < first) do_first(from, to < first ? to : first);
+    if (to > first) do_second(from > first ? from - first : 0, to - first);
+}
+
+// The wanted rows of the residual stream, and which rows of the call they are.
+struct Wanted {
+    const int64_t* select;
+    float* x;
+    long m;
+    long row(long i) const { return select ? select[i] : i; }
+    float* operator()(long i) const { return x + row(i) * m; }
+};
+
+// Equations 1-11 in absorbed form. All rows leave an entry in the cache, the wanted ones get their attention's output added.
+void attention(const Model& model, const Weights& w, const Call& a, Team t, Scratch& b, float* cache) {
+    const Sizes& s = model.s;
+    const long n = a.n, q = a.wanted, m = s.m, entry = s.c + s.r, head = s.d + s.r, half = s.r / 2;
+    const Wanted x{a.select, b.x, m};
+    const float* u = normed(t, [&](long i) { return b.x + i * m; }, w.input_norm, n, m, s.eps, b.my_u, b.u);
+    auto all_u = [&](long i) { return u + i * m; };
+    auto wanted_u = [&](long i) { return u + x.row(i) * m; };
+    split(t, s.q_rank ? units(s.q_rank) : 0, units(entry),
+        [&](long from, long to) { multiply(w.q_a, m, s.q_rank, q, wanted_u, [&](long i) { return b.cq + i * s.q_rank; }, from, to); },
+        [&](long from, long to) { multiply(w.kv_a, m, entry, n, all_u, [&](long i) { return b.ckv + i * entry; }, from, to); });
+    wait();
+    const float* cq = nullptr;
+    if (s.q_rank) cq = normed(t, [&](long i) { return b.cq + i * s.q_rank; }, w.q_norm, q, s.q_rank, s.eps, b.my_cq, b.cq);
+    for (long i = t.from(n); i < t.to(n); i++) {  // the cache gets the normed latent and the rotated key
+        float* e = b.ckv + i * entry;
+        const long p = a.positions[i], block = a.tables[a.starts[i] + p / s.block_size];
         rms_norm(e, w.kv_norm, e, s.c, s.eps);
-        turn(e + s.c, cos + row * (s.r / 2), sin + row * (s.r / 2), s.r / 2);
-        long p = positions[row], block = tables[row * table_width + p / s.block_size];
+        turn(e + s.c, model.cos + p * half, model.sin + p * half, half);
         std::memcpy(cache + (block * s.block_size + p % s.block_size) * entry, e, entry * sizeof(float));
-        for (long i = 0; i < s.h; i++) turn(b.q + row * q_width + i * head + s.d, cos + row * (s.r / 2), sin + row * (s.r / 2), s.r / 2);
     }
-    per_head(b.q, head, q_width, w.w_uk, b.latent, entry, n, s.h, s.d, s.c);  // [W^UK^T q_nope ; q_rope]
-    const long parts = (s.h + HEADS - 1) / HEADS;
-#pragma omp for schedule(static, 1)
-    for (long job = 0; job < n * parts; job++) {
-        const long row = job / parts, head_0 = job % parts * HEADS, heads = s.h - head_0 < HEADS ? s.h - head_0 : HEADS, count = positions[row] + 1;
+    const long inputs = s.q_rank ? s.q_rank : m;
+    for (long h = t.from(s.h); h < t.to(s.h); h++) {  // [W^UK^T q_nope ; q_rope] of each head
+        auto of_head = [&](long i) { return b.q + (i * s.h + h) * head; };
+        auto latent = [&](long i) { return b.latent + (i * s.h + h) * entry; };
+        const Matrix q_b = part(w.q_b, h, head, inputs);
+        if (cq) multiply(q_b, inputs, head, q, [&](long i) { return cq + i * inputs; }, of_head, 0, units(head));
+        else multiply(q_b, inputs, head, q, wanted_u, of_head, 0, units(head));
+        multiply(part(w.w_uk, h, s.c, s.d), s.d, s.c, q, of_head, latent, 0, units(s.c));
+        for (long i = 0; i < q; i++) {
+            const long p = a.positions[x.row(i)];
+            std::memcpy(latent(i) + s.c, of_head(i) + s.d, s.r * sizeof(float));
+            turn(latent(i) + s.c, model.cos + p * half, model.sin + p * half, half);
+        }
+    }
+    wait();
+    long parts = (s.h + HEADS - 1) / HEADS;
+    while (parts < s.h && q * parts % t.all) parts++;
+    for (long job = t.from(q * parts); job < t.to(q * parts); job++) {
+        const long row = job / parts, from = job % parts * s.h / parts, heads = (job % parts + 1) * s.h / parts - from;
+        const long count = a.positions[x.row(row)] + 1;
+        const int64_t* table = a.tables + a.starts[x.row(row)];
         const float *lat[HEADS], *share[HEADS];
         float *score[HEADS], *z[HEADS];
         for (long i = 0; i < heads; i++) {
-            const long place = row * s.h + head_0 + i;
-            float* l = b.latent + place * entry;
-            std::memcpy(l + s.c, b.q + row * q_width + (head_0 + i) * head + s.d, s.r * sizeof(float));
-            lat[i] = l, z[i] = b.mixed + place * s.c, share[i] = score[i] = b.scores + place * longest;
+            const long place = row * s.h + from + i;
+            lat[i] = b.latent + place * entry, z[i] = b.mixed + place * s.c, share[i] = score[i] = b.scores + place * a.longest;
         }
-        const int64_t* table = tables + row * table_width;
-        for (long t = 0; t < count; t += s.block_size) {
-            float* at[HEADS];
-            for (long i = 0; i < heads; i++) at[i] = score[i] + t;
-            some_outputs(lat, heads, cache + table[t / s.block_size] * s.block_size * entry, entry, at, 0, count - t < s.block_size ? count - t : s.block_size);
+        for (long at = 0; at < count; at += s.block_size) {
+            float* here[HEADS];
+            for (long i = 0; i < heads; i++) here[i] = score[i] + at;
+            some_outputs(lat, heads, cache + table[at / s.block_size] * s.block_size * entry, entry, here, 0, count - at < s.block_size ? count - at : s.block_size);
         }
-        for (long i = 0; i < heads; i++) {
-            float most = -INFINITY, sum = 0.0f;
-            for (long t = 0; t < count; t++) {
-                score[i][t] *= s.scale;
-                most = score[i][t] > most ? score[i][t] : most;
-            }
-            for (long t = 0; t < count; t++) sum += score[i][t] = std::exp(score[i][t] - most);
-            for (long t = 0; t < count; t++) score[i][t] /= sum;
+        for (long i = 0; i < heads; i++) softmax(score[i], count, s.scale);
+        switch (heads) {
+            case 1: mix_entries<1>(share, count, table, s.block_size, cache, entry, s.c, z); break;
+            case 2: mix_entries<2>(share, count, table, s.block_size, cache, entry, s.c, z); break;
+            case 3: mix_entries<3>(share, count, table, s.block_size, cache, entry, s.c, z); break;
+            default: mix_entries<HEADS>(share, count, table, s.block_size, cache, entry, s.c, z);
         }
-        if (heads == HEADS) mix_entries<HEADS>(share, count, table, s.block_size, cache, entry, s.c, z);
-        else
-            for (long i = 0; i < heads; i++) mix_entries<1>(share + i, count, table, s.block_size, cache, entry, s.c, z + i);
+        if (q <= FEW)
+            for (long h = from; h < from + heads; h++)
+                multiply(part(w.w_uv, h, s.v, s.c), s.c, s.v, 1, [&](long) { return b.mixed + (row * s.h + h) * s.c; },
+                    [&](long) { return b.heads + (row * s.h + h) * s.v; }, 0, units(s.v));
     }
-    per_head(b.mixed, s.c, s.h * s.c, w.w_uv, b.heads, s.v, n, s.h, s.c, s.v);
-    linear(b.heads, s.h * s.v, w.o, b.u, s.m, n, s.h * s.v, s.m);
-#pragma omp for schedule(static)
-    for (long i = 0; i < n * s.m; i++) x[i] += b.u[i];
-}
-
-// gate, up and down of a dense FFN, or of the shared experts; the result is left in `out`
-void swiglu_ffn(const Sizes& s, const Weights& w, Scratch& b, float* out, long n, long width) {
-    linear(b.u, s.m, w.ffn_gate, b.hidden, width, n, s.m, width);
-    linear(b.u, s.m, w.ffn_up, b.up, width, n, s.m, width);
-#pragma omp for schedule(static)
-    for (long i = 0; i < n * width; i++) b.hidden[i] = silu(b.hidden[i]) * b.up[i];
-    linear(b.hidden, width, w.ffn_down, out, s.m, n, width, s.m);
+    wait();
+    if (q > FEW) {
+        for (long h = t.from(s.h); h < t.to(s.h); h++)
+            multiply(part(w.w_uv, h, s.v, s.c), s.c, s.v, q, [&](long i) { return b.mixed + (i * s.h + h) * s.c; },
+                [&](long i) { return b.heads + (i * s.h + h) * s.v; }, 0, units(s.v));
+        wait();
+    }
+    const long from = t.from(units(m)), to = t.to(units(m)), end = to * UNIT < m ? to * UNIT : m;
+    multiply(w.o, s.h * s.v, m, q, [&](long i) { return b.heads + i * s.h * s.v; }, [&](long i) { return b.shared + i * m; }, from, to);
+    for (long i = 0; i < q; i++)
+        for (long k = from * UNIT; k < end; k++) x(i)[k] += b.shared[i * m + k];
+    wait();
 }
 
 // Equations 13-16 for one row: the biased score chooses, the plain one weighs.
 void route(const Sizes& s, const float* bias, float* scores, float* choice, int64_t* index, float* weight) {
     const long size = s.experts / s.groups;
-    if (s.softmax) {
-        float most = scores[0], sum = 0.0f;
-        for (long e = 1; e < s.experts; e++) most = scores[e] > most ? scores[e] : most;
-        for (long e = 0; e < s.experts; e++) sum += scores[e] = std::exp(scores[e] - most);
-        for (long e = 0; e < s.experts; e++) scores[e] /= sum;
-    } else {
-        for (long e = 0; e < s.experts; e++) scores[e] = 1.0f / (1.0f + std::exp(-scores[e]));
-    }
+    if (s.softmax) softmax(scores, s.experts, 1.0f);
+    else sigmoid(scores, s.experts);
     for (long e = 0; e < s.experts; e++) choice[e] = scores[e] + (bias ? bias[e] : 0.0f);
     if (s.kept_groups) {
         float* best = choice + s.experts;  // a group's score: its largest, or the sum of its two largest
@@ -304,109 +471,190 @@ void route(const Sizes& s, const float* bias, float* scores, float* choice, int6
     for (long j = 0; j < s.chosen; j++) weight[j] = (s.normalise ? weight[j] / (sum + 1e-20f) : weight[j]) * s.route_scale;
 }
 
-// Equation 12: rows grouped by expert, each expert's weights read once for all of its rows.
-void experts(const Sizes& s, const Weights& w, Scratch& b, float* x, long n) {
-    const long slots = n * s.chosen, f = s.width;
-    linear(b.u, s.m, w.gate, b.logits, 2 * s.experts + s.groups, n, s.m, s.experts);
-#pragma omp for schedule(static)
-    for (long row = 0; row < n; row++) {
-        float* score = b.logits + row * (2 * s.experts + s.groups);
-        route(s, w.bias, score, score + s.experts, b.experts + row * s.chosen, b.weights + row * s.chosen);
+// silu(gate) * up of a dense FFN, or of the shared experts
+inline void gated(const Weights& w, Scratch& b, const float* u, long n, long m, long width, long from, long to) {
+    auto in = [&](long i) { return u + i * m; };
+    multiply(w.ffn_gate, m, width, n, in, [&](long i) { return b.ffn + i * width; }, from, to);
+    multiply(w.ffn_up, m, width, n, in, [&](long i) { return b.ffn_up + i * width; }, from, to);
+    const long first = from * UNIT, last = to * UNIT < width ? to * UNIT : width;
+    for (long i = 0; i < n; i++) swiglu(b.ffn + i * width + first, b.ffn_up + i * width + first, last - first);
+}
+
+// The FFN of a dense block, added to the wanted rows.
+void dense(const Model& model, const Weights& w, const Call& a, Team t, Scratch& b) {
+    const Sizes& s = model.s;
+    const long n = a.wanted, m = s.m;
+    const Wanted x{a.select, b.x, m};
+    const float* u = normed(t, x, w.post_norm, n, m, s.eps, b.my_u, b.u);
+    gated(w, b, u, n, m, s.dense, t.from(units(s.dense)), t.to(units(s.dense)));
+    wait();
+    const long from = t.from(units(m)), to = t.to(units(m)), end = to * UNIT < m ? to * UNIT : m;
+    multiply(w.ffn_down, s.dense, m, n, [&](long i) { return b.ffn + i * s.dense; }, [&](long i) { return b.shared + i * m; }, from, to);
+    for (long i = 0; i < n; i++)
+        for (long k = from * UNIT; k < end; k++) x(i)[k] += b.shared[i * m + k];
+    wait();
+}
+
+// Equations 12-16: rows grouped by expert, each expert's weights read once for all of its rows.
+void experts(const Model& model, const Weights& w, const Call& a, Team t, Scratch& b, int64_t* routes) {
+    const Sizes& s = model.s;
+    const long n = a.wanted, m = s.m, f = s.width, slots = n * s.chosen, scores = 2 * s.experts + s.groups;
+    const Wanted x{a.select, b.x, m};
+    const float* u = normed(t, x, w.post_norm, n, m, s.eps, b.my_u, b.u);
+    split(t, units(s.experts), s.shared ? units(s.shared) : 0,
+        [&](long from, long to) { multiply(w.gate, m, s.experts, n, [&](long i) { return u + i * m; }, [&](long i) { return b.logits + i * scores; }, from, to); },
+        [&](long from, long to) { gated(w, b, u, n, m, s.shared, from, to); });
+    wait();
+    int64_t* index = n <= FEW ? b.my_experts : b.experts;
+    float* weight = n <= FEW ? b.my_weights : b.weights;
+    if (n <= FEW) {
+        for (long i = 0; i < n; i++) {
+            float* score = b.my_logits + i * scores;
+            std::memcpy(score, b.logits + i * scores, s.experts * sizeof(float));
+            route(s, w.bias, score, score + s.experts, index + i * s.chosen, weight + i * s.chosen);
+        }
+    } else {
+        for (long i = t.from(n); i < t.to(n); i++)
+            route(s, w.bias, b.logits + i * scores, b.logits + i * scores + s.experts, index + i * s.chosen, weight + i * s.chosen);
+        wait();
     }
-#pragma omp single
-    {
-        for (long e = 0; e <= s.experts; e++) b.starts[e] = 0;
-        for (long i = 0; i < slots; i++) b.starts[b.experts[i] + 1]++;
-        for (long e = 0; e < s.experts; e++) b.starts[e + 1] += b.starts[e];
-        int64_t* next = b.order + slots;
-        for (long e = 0; e < s.experts; e++) next[e] = b.starts[e];
-        for (long i = 0; i < slots; i++) b.order[next[b.experts[i]]++] = i;
+    if (routes && t.me == 0) std::memcpy(routes, index, slots * sizeof(int64_t));
+    int64_t *starts = b.starts, *next = b.next, *order = b.order;
+    for (long e = 0; e <= s.experts; e++) starts[e] = 0;
+    for (long i = 0; i < slots; i++) starts[index[i] + 1]++;
+    for (long e = 0; e < s.experts; e++) starts[e + 1] += starts[e];
+    for (long e = 0; e < s.experts; e++) next[e] = starts[e];
+    for (long i = 0; i < slots; i++) order[next[index[i]]++] = i;
+    long active = 0;
+    for (long e = 0; e < s.experts; e++) active += starts[e + 1] > starts[e];
+    const long stripes = units(f), cost = (slots + active) * stripes;  // a unit of an expert costs its rows and one for its weights
+    long before = 0;
+    for (long e = 0; e < s.experts; e++) {
+        const long first = starts[e], rows = starts[e + 1] - first;
+        if (rows == 0) continue;
+        long from = stripes, to = 0;
+        for (long k = 0; k < stripes; k++, before += rows + 1) {
+            const long middle = 2 * before + rows + 1;
+            if (middle * t.all / (2 * cost) == t.me) from = k < from ? k : from, to = k + 1;
+        }
+        if (from >= to) continue;
+        auto in = [&](long i) { return u + order[first + i] / s.chosen * m; };
+        auto gate = [&](long i) { return b.hidden + order[first + i] * f; };
+        auto up = [&](long i) { return b.up + order[first + i] * f; };
+        multiply(part(w.gate_up, 2 * e, f, m), m, f, rows, in, gate, from, to);
+        multiply(part(w.gate_up, 2 * e + 1, f, m), m, f, rows, in, up, from, to);
+        const long k = from * UNIT, last = to * UNIT < f ? to * UNIT : f;
+        for (long i = 0; i < rows; i++) swiglu(gate(i) + k, up(i) + k, last - k);
     }
-    const long stripes = (f + STRIPE - 1) / STRIPE, outs = (s.m + STRIPE - 1) / STRIPE;
-    const float* in[64];
-    float *gate[64], *up[64], *out[64];
-#pragma omp for schedule(static, 1)
-    for (long job = 0; job < s.experts * stripes; job++) {
-        const long e = job / stripes, first = job % stripes * STRIPE, last = first + STRIPE < f ? first + STRIPE : f;
-        const Matrix gates = part(w.gate_up, 2 * e, f, s.m), ups = part(w.gate_up, 2 * e + 1, f, s.m);
-        for (long at = b.starts[e]; at < b.starts[e + 1]; at += 64) {
-            long rows = b.starts[e + 1] - at < 64 ? b.starts[e + 1] - at : 64;
-            for (long i = 0; i < rows; i++) {
-                long slot = b.order[at + i];
-                in[i] = b.u + slot / s.chosen * s.m;
-                gate[i] = b.hidden + slot * f;
-                up[i] = b.up + slot * f;
+    wait();
+    const long from = t.from(units(m)), to = t.to(units(m)), end = to * UNIT < m ? to * UNIT : m;
+    for (long e = 0; e < s.experts; e++) {
+        const long first = starts[e], rows = starts[e + 1] - first;
+        if (rows)
+            multiply(part(w.down, e, m, f), f, m, rows, [&](long i) { return b.hidden + order[first + i] * f; },
+                [&](long i) { return b.rows + order[first + i] * m; }, from, to);
+    }
+    if (s.shared) multiply(w.ffn_down, s.shared, m, n, [&](long i) { return b.ffn + i * s.shared; }, [&](long i) { return b.shared + i * m; }, from, to);
+    for (long i = 0; i < n; i++) {
+        float sum[UNIT];
+        for (long k = from * UNIT; k < end; k += UNIT) {
+            const long some = end - k < UNIT ? end - k : UNIT;
+            for (long j = 0; j < some; j++) sum[j] = s.shared ? b.shared[i * m + k + j] : 0.0f;
+            for (long c = 0; c < s.chosen; c++) {
+                const float share = weight[i * s.chosen + c];
+                const float* row = b.rows + (i * s.chosen + c) * m + k;
+                for (long j = 0; j < some; j++) sum[j] = __builtin_fmaf(share, row[j], sum[j]);
             }
-            outputs_of(in, rows, gates, s.m, gate, first, last, f);
-            outputs_of(in, rows, ups, s.m, up, first, last, f);
-            for (long i = 0; i < rows; i++)
-                for (long k = first; k < last; k++) gate[i][k] = silu(gate[i][k]) * up[i][k];
+            for (long j = 0; j < some; j++) x(i)[k + j] += sum[j];
         }
     }
-#pragma omp for schedule(static, 1)
-    for (long job = 0; job < s.experts * outs; job++) {
-        const long e = job / outs, first = job % outs * STRIPE, last = first + STRIPE < s.m ? first + STRIPE : s.m;
-        for (long at = b.starts[e]; at < b.starts[e + 1]; at += 64) {
-            long rows = b.starts[e + 1] - at < 64 ? b.starts[e + 1] - at : 64;
-            for (long i = 0; i < rows; i++) in[i] = b.hidden + b.order[at + i] * f, out[i] = b.rows + b.order[at + i] * s.m;
-            outputs_of(in, rows, part(w.down, e, s.m, f), f, out, first, last, s.m);
+    wait();
+}
+
+inline void embedding(const Model& model, long id, float* x) {
+    const long m = model.s.m;
+    if (!model.embed_bf16) {
+        std::memcpy(x, static_cast<const float*>(model.embed) + id * m, m * sizeof(float));
+        return;
+    }
+    const BF16* row = static_cast<const BF16*>(model.embed) + id * m;
+    for (long i = 0; i < m; i++) {
+        const uint32_t bits = static_cast<uint32_t>(row[i].bits) << 16;
+        std::memcpy(x + i, &bits, sizeof bits);
+    }
+}
+
+void step(const Model& model, const Call& a, Team t, Scratch& b) {
+    const Sizes& s = model.s;
+    const Ends& ends = model.ends[a.ends];
+    const long m = s.m;
+    for (long i = t.from(a.n); i < t.to(a.n); i++) {
+        if (!a.ends) {
+            embedding(model, a.ids[i], b.x + i * m);
+            continue;
+        }
+        float* merged = b.merged + 2 * i * m;
+        embedding(model, a.ids[i], merged);
+        rms_norm(merged, ends.enorm, merged, m, s.eps);
+        rms_norm(a.hidden + i * m, ends.hnorm, merged + m, m, s.eps);
+    }
+    wait();
+    if (a.ends) {
+        multiply(ends.eh_proj, 2 * m, m, a.n, [&](long i) { return b.merged + 2 * i * m; }, [&](long i) { return b.x + i * m; }, t.from(units(m)), t.to(units(m)));
+        wait();
+    }
+    int64_t* routes = a.routes;
+    for (long l = a.first; l < a.last; l++) {
+        const Weights& w = model.blocks[l];
+        attention(model, w, a, t, b, a.cache + l * s.num_blocks * s.block_size * (s.c + s.r));
+        if (w.gate.data) {
+            experts(model, w, a, t, b, routes);
+            if (routes) routes += a.n * s.chosen;
+        } else {
+            dense(model, w, a, t, b);
         }
     }
-    if (s.shared) swiglu_ffn(s, w, b, b.shared, n, s.shared);
-#pragma omp for schedule(static)
-    for (long i = 0; i < n * s.m; i++) {
-        const long row = i / s.m, k = i % s.m;
-        float sum = s.shared ? b.shared[i] : 0.0f;
-        for (long j = 0; j < s.chosen; j++) sum = __builtin_fmaf(b.weights[row * s.chosen + j], b.rows[(row * s.chosen + j) * s.m + k], sum);
-        x[i] += sum;
-    }
+    const Wanted x{a.select, b.x, m};
+    for (long i = t.from(a.wanted); i < t.to(a.wanted); i++) rms_norm(x(i), ends.norm, a.out + i * m, m, s.eps);
+    if (!a.drawn) return;
+    wait();
+    multiply(ends.head, m, s.vocab, a.drawn, [&](long i) { return a.out + (a.rows ? a.rows[i] : i) * m; }, [&](long i) { return a.logits + i * s.vocab; },
+        t.from(units(s.vocab)), t.to(units(s.vocab)));
+    if (!a.tokens) return;
+    wait();
+    for (long i = t.from(a.drawn); i < t.to(a.drawn); i++) a.tokens[i] = rq_draw_row(a.logits + i * s.vocab, a.width, a.keys[i], a.temperatures[i]);
 }
 
 }  // namespace
 
 extern "C" {
 
-// Floats of scratch that rq_decode needs.
-long rq_decode_scratch(const Sizes* s, long n, long longest) {
-    const long entry = s->c + s->r, slots = n * (s->chosen > 0 ? s->chosen : 1);
-    long ffn = n * (s->dense > s->shared ? s->dense : s->shared);
-    ffn = slots * s->width > ffn ? slots * s->width : ffn;
-    return n * (2 * s->m + s->q_rank + s->h * (s->d + s->r) + entry + s->h * (entry + s->c + s->v + longest)) + 2 * ffn + slots * (s->m + 3) +
-           n * (2 * s->experts + s->groups) + 2 * (2 * slots + 2 * s->experts + 2) + 64;
+void rq_linear(const float* x, const Matrix* w, float* y, long n, long k, long o) {
+#pragma omp parallel
+    {
+        const Team t = team();
+        multiply(*w, k, o, n, [&](long i) { return x + i * k; }, [&](long i) { return y + i * o; }, t.from(units(o)), t.to(units(o)));
+    }
 }
 
-// Blocks `layers` of them over x [n, m] in place; cache[l] is layer l's storage [num_blocks, block_size, c + r].
-// `routes` takes the chosen experts [MoE layers, n, chosen], or is null.
-void rq_decode(const Sizes* sizes, const Weights* blocks, long layers, float* x, const float* cos, const float* sin, const int64_t* positions,
-               const int64_t* tables, long table_width, float* const* cache, long n, long longest, float* scratch, int64_t* routes) {
-    const Sizes& s = *sizes;
-    const long entry = s.c + s.r, slots = n * (s.chosen > 0 ? s.chosen : 1);
-    long ffn = n * (s.dense > s.shared ? s.dense : s.shared);
-    ffn = slots * s.width > ffn ? slots * s.width : ffn;
-    Scratch b;
-    float* p = scratch;
-    auto take = [&p](long count) { float* start = p; p += count; return start; };
-    b.u = take(n * s.m), b.shared = take(n * s.m), b.cq = take(n * s.q_rank), b.q = take(n * s.h * (s.d + s.r)), b.ckv = take(n * entry);
-    b.latent = take(n * s.h * entry), b.mixed = take(n * s.h * s.c), b.heads = take(n * s.h * s.v), b.scores = take(n * s.h * longest);
-    b.hidden = take(ffn), b.up = take(ffn), b.rows = take(slots * s.m), b.weights = take(slots), b.logits = take(n * (2 * s.experts + s.groups));
-    p = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(p) + 7) & ~uintptr_t(7));
-    b.experts = reinterpret_cast<int64_t*>(p);
-    b.order = b.experts + slots;
-    b.starts = b.order + slots + s.experts;
-#pragma omp parallel firstprivate(b, routes)
-    for (long l = 0; l < layers; l++) {
-        const Weights& w = blocks[l];
-        attention(s, w, b, x, cos, sin, positions, tables, table_width, cache[l], n, longest);
-        norms(x, s.m, w.post_norm, b.u, s.m, n, s.m, s.eps);
-        if (w.gate.data) {
-            if (routes) b.experts = routes, routes += slots;
-            experts(s, w, b, x, n);
-        } else {
-            swiglu_ffn(s, w, b, b.shared, n, s.dense);
-#pragma omp for schedule(static)
-            for (long i = 0; i < n * s.m; i++) x[i] += b.shared[i];
-        }
+// One step in `room` floats of scratch. 0, or the floats that it needs where there is less room; nothing is done then.
+long rq_step(const Model* model, const Call* call, long room) {
+#if defined(_OPENMP)
+    const long threads = omp_get_max_threads();
+#else
+    const long threads = 1;
+#endif
+    Scratch all;
+    const long need = carve(*model, *call, {0, threads}, nullptr, all);
+    if (need > room) return need;
+#pragma omp parallel
+    {
+        Scratch b;
+        const Team t = team();
+        carve(*model, *call, t, call->scratch, b);
+        step(*model, *call, t, b);
     }
+    return 0;
 }
 
 }  // extern "C"

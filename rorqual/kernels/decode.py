@@ -1,20 +1,23 @@
-"""The compiled decode step: whole blocks in one C++ call for a few rows over a paged latent cache (report sections 2.1.1, 2.1.2, 3.4).
+"""The compiled decode step: from tokens to logits and the next tokens in one C++ call, for a few rows over a paged latent cache.
 
     step = DecodeStep(config, dict(model.state_dict()), inv_freq, amplitude, softmax_scale)
+    made = step.forward(Rows.of(ids, positions, tables), storage, Draws(range(n), keys, temperatures, vocab))   # states, logits, tokens
     hidden = step.trunk(ids, positions, tables, storage)          # [n m], after the final norm; the cache gets the rows' entries
     logits = step.logits(hidden)
 
-Arithmetic is FP32. Matrices are read from panels of 16 outputs (kernels.panels), copies that are made once and again by `refresh`, in FP32,
-BF16 (exact for BF16 weights), FP16 or INT8. A row's result does not depend on the other rows of the call, to the bit (decode.cpp), so batching
-and drafts cannot change an answer. Shape letters: n rows, m model width, v vocabulary, t blocks of a table, l layers, k blocks, s slots,
-c entry width, i inputs, o outputs.
+Report sections 2.1.1, 2.1.2, 2.2 and 3.4. Arithmetic is FP32. Matrices are read from panels of 16 outputs (kernels.panels), copies that are
+made once and again by `refresh`, in FP32, BF16 (exact for BF16 weights), FP16 or INT8. A row's result does not depend on the other rows of
+the call, to the bit (decode.cpp), so batching and drafts cannot change an answer. Shape letters: n rows, w rows whose states are wanted,
+d rows drawn, m model width, v vocabulary, t blocks of a table, l layers, k blocks, s slots, c entry width, i inputs, o outputs.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -25,7 +28,7 @@ from rorqual.kernels import native
 from rorqual.kernels.memory import available_bytes
 from rorqual.kernels.panels import Panels
 
-_LONGS = ("m", "h", "d", "r", "c", "v", "q_rank", "experts", "chosen", "groups", "kept_groups", "width", "shared", "dense", "block_size", "num_blocks",
+_LONGS = ("m", "h", "d", "r", "c", "v", "q_rank", "experts", "chosen", "groups", "kept_groups", "width", "shared", "dense", "vocab", "block_size", "num_blocks",
           "softmax", "normalise", "bias_sum")  # fmt: skip
 _FLOATS = ("eps", "scale", "route_scale")
 _POINTERS = ("input_norm", "q_norm", "kv_norm", "post_norm", "bias")
@@ -51,6 +54,70 @@ class _Weights(ctypes.Structure):
     _fields_ = [*((name, ctypes.c_void_p) for name in _POINTERS), *((name, _Matrix) for name in _MATRICES)]
 
 
+class _Ends(ctypes.Structure):
+    _fields_ = [*((name, ctypes.c_void_p) for name in ("norm", "enorm", "hnorm")), ("eh_proj", _Matrix), ("head", _Matrix)]
+
+
+class _Model(ctypes.Structure):
+    _fields_ = [
+        ("sizes", _Sizes), ("blocks", ctypes.c_void_p), ("ends", ctypes.c_void_p), ("embed", ctypes.c_void_p), ("embed_bf16", ctypes.c_long),
+        ("cos", ctypes.c_void_p), ("sin", ctypes.c_void_p),
+    ]  # fmt: skip
+
+
+_COUNTS = ("n", "wanted", "drawn", "longest", "first", "last", "ends", "width")
+_PLACES = ("ids", "positions", "starts", "tables", "select", "rows", "keys", "temperatures", "hidden", "out", "logits", "cache", "scratch", "tokens", "routes")  # fmt: skip
+
+
+class _Call(ctypes.Structure):
+    _fields_ = [*((name, ctypes.c_long) for name in _COUNTS), *((name, ctypes.c_void_p) for name in _PLACES)]
+
+
+@dataclass(slots=True)
+class Rows:
+    """Row i is token ids[i] at positions[i] of the sequence whose blocks begin at tables[starts[i]]; arrays of 64-bit integers."""
+
+    ids: array[int]
+    positions: array[int]
+    starts: array[int]
+    tables: array[int]
+
+    @classmethod
+    def of(cls, ids: Int[Tensor, " n"], positions: Int[Tensor, " n"], tables: Int[Tensor, "n t"]) -> Rows:
+        """The same from tensors, a table for each row."""
+        width = tables.shape[1]
+        return cls(
+            whole(ids.tolist()), whole(positions.tolist()), whole(range(0, len(tables) * width, width)), whole(tables.flatten().tolist())
+        )
+
+
+@dataclass(slots=True)
+class Draws:
+    """Rows (of those whose states are wanted) whose logits are made, and how a token is drawn from the first `width` of them.
+
+    keys: of kernels.sampling; temperatures of 0 take the largest. Without keys no token is drawn.
+    """
+
+    rows: array[int]
+    keys: array[int] | None = None
+    temperatures: array[float] | None = None
+    width: int = 0
+
+
+@dataclass(slots=True)
+class Made:
+    """States [w m] after the final norm, logits [d v], and the drawn tokens, -1 where the logits hold NaN."""
+
+    states: Tensor
+    logits: Tensor | None
+    tokens: list[int] | None
+
+
+def whole(values: Iterable[int]) -> array[int]:
+    """An array of 64-bit integers."""
+    return array("q", values)
+
+
 _SHARE = 0.8
 """Part of the free memory that the copies may take."""
 
@@ -73,22 +140,33 @@ def usable(config: ModelConfig, tensors: Mapping[str, Tensor]) -> str | None:
 class DecodeStep:
     """Holds a model's weights; they must stay where they are while it lives, and `refresh` follows when their values change.
 
-    weights: type of the panels, "fp32", "bf16", "fp16" or "int8". See `usable` for what it takes.
+    weights: type of the panels, "fp32", "bf16", "fp16" or "int8". drafts: the MTP modules' and their head's, by default the same; drafts that
+    are wrong cost time and change no answer, so that a small type pays. See `usable` for what it takes.
     """
 
     def __init__(
         self, config: ModelConfig, tensors: Mapping[str, Tensor], inv_freq: Sequence[float], amplitude: float, softmax_scale: float, weights: str = "fp32",
+        drafts: str | None = None,
     ) -> None:  # fmt: skip
         self.config, self._source, self._tensors = config, dict(tensors), dict(tensors)
+        heads, layers, drafts = config.num_attention_heads, config.num_hidden_layers, drafts or weights
         for name in [name for name in tensors if name.endswith("kv_b_proj.weight")]:  # W^UK, turned, and W^UV of each head
             whole = self._source.pop(name).view(config.num_attention_heads, -1, config.kv_lora_rank)
             stem = name.removesuffix("kv_b_proj.weight")
             self._source[stem + "w_uk"] = whole[:, : config.qk_nope_head_dim].transpose(1, 2)
             self._source[stem + "w_uv"] = whole[:, config.qk_nope_head_dim :]
-        stored = {name: value for name, value in self._source.items() if value.dim() > 1}
-        if "lm_head.weight" in stored:
-            stored.pop("model.embed_tokens.weight")
-        self._panels = {name: Panels(value, weights, halves=name.endswith("gate_up_proj.weight")) for name, value in stored.items()}
+        for name in [name for name in tensors if name.endswith(("q_b_proj.weight", "self_attn.q_proj.weight"))]:
+            self._source[name] = tensors[name].unflatten(0, (heads, -1))
+        self._head = "lm_head.weight" if "lm_head.weight" in tensors else "model.embed_tokens.weight"
+        self._drafting = tuple(f"model.layers.{layer}." for layer in range(layers, config.num_blocks))
+        stored = {
+            n: value for n, value in self._source.items() if value.dim() > 1 and (n == self._head or n != "model.embed_tokens.weight")
+        }
+        self._panels = {
+            name: Panels(value, drafts if name.startswith(self._drafting) else weights, halves=name.endswith("gate_up_proj.weight"))
+            for name, value in stored.items()
+        }
+        self._draft_head = Panels(stored[self._head], drafts) if self._drafting and drafts != weights else self._panels[self._head]
         for name, value in tensors.items():  # what is read element by element is FP32
             if value.dim() == 1 and value.dtype != torch.float32:
                 self._tensors[name] = value.float()
@@ -96,19 +174,38 @@ class DecodeStep:
         self._cos, self._sin = angle.cos() * amplitude, angle.sin() * amplitude
         grouped = config.n_routed_experts > 0 and config.topk_method != "greedy" and config.n_group > 1
         moe = config.n_routed_experts > 0
-        self._sizes = _Sizes(
+        sizes = _Sizes(
             m=config.hidden_size, h=config.num_attention_heads, d=config.qk_nope_head_dim, r=config.qk_rope_head_dim, c=config.kv_lora_rank,
             v=config.v_head_dim, q_rank=config.q_lora_rank or 0, experts=config.n_routed_experts, chosen=config.num_experts_per_tok if moe else 0,
             groups=config.n_group if moe else 0, kept_groups=config.topk_group if grouped else 0, width=config.moe_intermediate_size if moe else 0,
-            shared=config.n_shared_experts * config.moe_intermediate_size if moe else 0, dense=config.intermediate_size, block_size=0, num_blocks=0,
+            shared=config.n_shared_experts * config.moe_intermediate_size if moe else 0, dense=config.intermediate_size, vocab=config.vocab_size, block_size=0, num_blocks=0,
             softmax=config.scoring_func == "softmax", normalise=config.norm_topk_prob, bias_sum=config.topk_method == "noaux_tc",
             eps=config.rms_norm_eps, scale=softmax_scale, route_scale=config.routed_scaling_factor,
         )  # fmt: skip
         self._blocks = (_Weights * config.num_blocks)(*(self._block(layer) for layer in range(config.num_blocks)))
-        self._scratch = torch.empty(0)
-        self._library = native.library().library
-        assert self._library is not None
-        self._library.rq_decode_scratch.restype = ctypes.c_long
+        self._ends = (_Ends * (1 + len(self._drafting)))(
+            self._end("model.norm", None), *(self._end("shared_head.norm", p) for p in self._drafting)
+        )
+        embed = self._tensors["model.embed_tokens.weight"]
+        self._model = _Model(
+            sizes, ctypes.addressof(self._blocks), ctypes.addressof(self._ends), embed.data_ptr(), embed.dtype == torch.bfloat16,
+            self._cos.data_ptr(), self._sin.data_ptr(),
+        )  # fmt: skip
+        self._call, self._scratch = _Call(), torch.empty(1)
+        library = native.library().library
+        assert library is not None
+        self._run = library.rq_step
+        self._run.argtypes, self._run.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long], ctypes.c_long
+        self._places = ctypes.addressof(self._model), ctypes.addressof(self._call)
+
+    def _end(self, norm: str, prefix: str | None) -> _Ends:
+        if prefix is None:
+            return _Ends(norm=self._tensors[norm + ".weight"].data_ptr(), head=self._matrix(self._panels[self._head]))
+        pointers = {name: self._tensors[f"{prefix}{name}.weight"].data_ptr() for name in ("enorm", "hnorm")}
+        return _Ends(
+            norm=self._tensors[f"{prefix}{norm}.weight"].data_ptr(), eh_proj=self._matrix(self._panels[prefix + "eh_proj.weight"]),
+            head=self._matrix(self._draft_head), **pointers,
+        )  # fmt: skip
 
     def _block(self, layer: int) -> _Weights:
         prefix = f"model.layers.{layer}."
@@ -118,31 +215,36 @@ class DecodeStep:
         stem = "mlp.shared_experts." if self.config.is_moe(layer) else "mlp."
         names |= {key: prefix + stem + name for key, name in _FFN.items()}
         found = {key: self._tensors[name] for key, name in names.items() if name in self._tensors}
-        matrices = {key: self._matrix(names[key]) for key in _MATRICES if key in names and names[key] in self._panels}
+        matrices = {key: self._matrix(self._panels[names[key]]) for key in _MATRICES if key in names and names[key] in self._panels}
         return _Weights(**{key: found[key].data_ptr() for key in _POINTERS if key in found}, **matrices)  # type: ignore[arg-type]
 
-    def _matrix(self, name: str) -> _Matrix:
-        panels = self._panels[name]
+    @staticmethod
+    def _matrix(panels: Panels) -> _Matrix:
         return _Matrix(panels.values.data_ptr(), None if panels.scale is None else panels.scale.data_ptr(), panels.kind)
 
     def refresh(self) -> None:
         """Takes the weights' present values into the panels."""
         for name, panels in self._panels.items():
             panels.fill(self._source[name])
+        if self._draft_head is not self._panels[self._head]:
+            self._draft_head.fill(self._source[self._head])
         for name, value in self._source.items():
             if value.dim() == 1 and value is not self._tensors[name]:
                 self._tensors[name].copy_(value)
 
     @property
+    def _targets(self) -> list[tuple[Panels, Tensor]]:
+        return [(panels, self._source[name]) for name, panels in self._panels.items() if not name.startswith(self._drafting or " ")]
+
+    @property
     def lossy(self) -> bool:
-        """Whether the panels hold other values than the weights."""
-        return any(panels.lossy(self._source[name]) for name, panels in self._panels.items())
+        """Whether the panels hold other values than the weights; the MTP modules' do not count, which change no answer."""
+        return any(panels.lossy(weight) for panels, weight in self._targets)
 
     def weight_error(self) -> float:
-        """Root of the sum of squared differences of the matrices from the weights over that of the weights' squares."""
-        pairs = [(panels, self._source[name]) for name, panels in self._panels.items()]
-        squares = [float(weight.detach().float().square().sum()) for _, weight in pairs]
-        parts = [panels.relative_error(weight) ** 2 * square for (panels, weight), square in zip(pairs, squares, strict=True)]
+        """Root of the sum of squared differences of the matrices from the weights over that of the weights' squares, without MTP modules."""
+        squares = [float(weight.detach().float().square().sum()) for _, weight in self._targets]
+        parts = [panels.relative_error(weight) ** 2 * square for (panels, weight), square in zip(self._targets, squares, strict=True)]
         return math.sqrt(sum(parts) / max(sum(squares), 1e-30))
 
     def trunk(
@@ -153,54 +255,61 @@ class DecodeStep:
 
         `routes`, where it is given, is filled with the experts that each MoE layer chose.
         """
-        x = self._tensors["model.embed_tokens.weight"].index_select(0, ids).float()
-        self._run(0, self.config.num_hidden_layers, x, positions, tables, storage, routes)
-        return self.norm(x, "model.norm.weight")
+        return self.forward(Rows.of(ids, positions, tables), storage, routes=routes).states
 
     def mtp(
         self, module: int, hidden: Float[Tensor, "n m"], ids: Int[Tensor, " n"], positions: Int[Tensor, " n"], tables: Int[Tensor, "n t"],
         storage: Float[Tensor, "l k s c"],
     ) -> Float[Tensor, "n m"]:  # fmt: skip
         """MTP module `module` (0-based; report eq. 21-23) on states and the following tokens; its cache is layer num_hidden_layers + module."""
-        layer = self.config.num_hidden_layers + module
-        prefix = f"model.layers.{layer}."
-        embedded = self._tensors["model.embed_tokens.weight"].index_select(0, ids).float()
-        merged = torch.cat([self.norm(embedded, prefix + "enorm.weight"), self.norm(hidden.contiguous(), prefix + "hnorm.weight")], dim=1)
-        x = self.linear(merged, prefix + "eh_proj.weight")
-        self._run(layer, layer + 1, x, positions, tables, storage)
-        return self.norm(x, prefix + "shared_head.norm.weight")
+        return self.forward(Rows.of(ids, positions, tables), storage, module=module, hidden=hidden).states
 
     def logits(self, hidden: Float[Tensor, "n m"]) -> Float[Tensor, "n v"]:
-        """The output head."""
-        return self.linear(hidden.contiguous(), "lm_head.weight" if "lm_head.weight" in self._panels else "model.embed_tokens.weight")
-
-    def norm(self, x: Float[Tensor, "n m"], name: str) -> Float[Tensor, "n m"]:
-        """RMSNorm of every row with the weight of that name."""
-        out = torch.empty(x.shape)
-        native._call("rq_norm_rows", x, self._tensors[name], out, *x.shape, float(self.config.rms_norm_eps))
+        """The output head, each row by itself."""
+        out, matrix = torch.empty(len(hidden), self.config.vocab_size), self._ends[0].head
+        native._call("rq_linear", hidden.contiguous(), ctypes.c_void_p(ctypes.addressof(matrix)), out, *hidden.shape, out.shape[1])
         return out
 
-    def linear(self, x: Float[Tensor, "n i"], name: str) -> Float[Tensor, "n o"]:
-        """x W^T with the weight of that name, each row by itself."""
-        out = torch.empty(len(x), self._panels[name].outputs)
-        matrix = self._matrix(name)
-        native._call("rq_linear", x, ctypes.c_void_p(ctypes.addressof(matrix)), out, *x.shape, out.shape[1])
-        return out
+    def forward(
+        self, rows: Rows, storage: Float[Tensor, "l k s c"], draws: Draws | None = None, *, module: int | None = None,
+        hidden: Float[Tensor, "n m"] | None = None, select: array[int] | None = None, routes: Int[Tensor, "e n j"] | None = None,
+    ) -> Made:  # fmt: skip
+        """The trunk, or MTP module `module` on `hidden` and the tokens that follow, and what `draws` asks for, in one call.
 
-    def _run(
-        self, first: int, last: int, x: Tensor, positions: Tensor, tables: Tensor, storage: Tensor, routes: Tensor | None = None
-    ) -> None:
-        n, longest = len(x), int(positions.max()) + 1
-        tables, positions = tables.to(torch.int64).contiguous(), positions.to(torch.int64).contiguous()
-        cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
-        self._sizes.num_blocks, self._sizes.block_size = storage.shape[1], storage.shape[2]
-        need = self._library.rq_decode_scratch(ctypes.byref(self._sizes), ctypes.c_long(n), ctypes.c_long(longest))  # type: ignore[union-attr]
-        if len(self._scratch) < need:
+        `select`: rows whose states are wanted (default: all); the others leave their entries in the cache and cost a fraction.
+        """
+        call, n = self._call, len(rows.ids)
+        wanted, drawn = n if select is None else len(select), 0 if draws is None else len(draws.rows)
+        call.n, call.wanted, call.drawn, call.longest = n, wanted, drawn, max(rows.positions) + 1
+        trunk = self.config.num_hidden_layers
+        if module is None:
+            call.first, call.last, call.ends, call.hidden = 0, trunk, 0, None
+        else:
+            assert hidden is not None
+            hidden = hidden.contiguous()
+            call.first, call.last, call.ends, call.hidden = trunk + module, trunk + module + 1, 1 + module, hidden.data_ptr()
+        call.ids, call.positions, call.starts, call.tables = map(_place, (rows.ids, rows.positions, rows.starts, rows.tables))
+        call.select = None if select is None else _place(select)
+        states, logits, tokens = torch.empty(wanted, self.config.hidden_size), None, None
+        call.out, call.cache, call.tokens = states.data_ptr(), storage.data_ptr(), None
+        call.routes = None if routes is None else routes.data_ptr()
+        if draws is not None:
+            logits = torch.empty(drawn, self.config.vocab_size)
+            call.logits, call.rows = logits.data_ptr(), _place(draws.rows)
+            if draws.keys is not None and draws.temperatures is not None:
+                tokens = array("q", bytes(8 * drawn))
+                call.width, call.tokens = draws.width, _place(tokens)
+                call.keys, call.temperatures = _place(draws.keys), _place(draws.temperatures)
+        sizes = self._model.sizes
+        sizes.num_blocks, sizes.block_size = storage.shape[1], storage.shape[2]
+        call.scratch = self._scratch.data_ptr()
+        need = self._run(*self._places, self._scratch.numel())
+        if need:
             self._scratch = torch.empty(2 ** math.ceil(math.log2(need)))
-        caches = (ctypes.c_void_p * (last - first))(*(storage[layer].data_ptr() for layer in range(first, last)))
-        blocks = ctypes.byref(self._blocks, first * ctypes.sizeof(_Weights))
-        pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, cos, sin, positions, tables)]
-        self._library.rq_decode(  # type: ignore[union-attr]
-            ctypes.byref(self._sizes), blocks, ctypes.c_long(last - first), *pointers, ctypes.c_long(tables.shape[1]), caches, ctypes.c_long(n),
-            ctypes.c_long(longest), ctypes.c_void_p(self._scratch.data_ptr()), ctypes.c_void_p(None if routes is None else routes.data_ptr()),
-        )  # fmt: skip
+            call.scratch = self._scratch.data_ptr()
+            self._run(*self._places, self._scratch.numel())
+        return Made(states, logits, None if tokens is None else tokens.tolist())
+
+
+def _place(values: array[int] | array[float]) -> int:
+    return values.buffer_info()[0]

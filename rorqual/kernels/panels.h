@@ -1,7 +1,7 @@
-// Matrices as decode.cpp reads them: rows as they lie in the model, or panels of 16 outputs, in FP32, BF16, FP16 or INT8 with one
-// scale per output. A panel holds, for each input, the weights of its 16 outputs side by side, so that a sum lives in one lane and needs no
-// adding up across lanes: at 16 rows 2.5 times as fast as rows. Sums run over the inputs in their order, whatever the tile.
-// Included by decode.cpp alone, after `lanes`, `load` and `some_outputs`.
+// Matrices as decode.cpp reads them: panels of 16 outputs, in FP32, BF16, FP16 or INT8 with one scale per output. A panel holds, for each
+// input, the weights of its 16 outputs side by side, so that a sum lives in one lane and needs no adding up across lanes. Two neighbouring
+// panels are interleaved, input by input, so that one row reads a single stream; an odd last panel stands alone.
+// Sums run over the inputs in their order, whatever the tile. Included by decode.cpp alone, after `lanes` and `load`.
 
 #pragma once
 
@@ -11,10 +11,12 @@
 
 namespace {
 
-constexpr long PANEL = 16;   // outputs of a panel
-constexpr long STRIPE = 32;  // outputs that a thread takes at a time
+constexpr long PANEL = 16;  // outputs of a panel
+constexpr long UNIT = 32;   // outputs of two panels, the least that a thread takes
+constexpr long CHUNK = 64;  // outputs whose weights stay close while all rows pass
+constexpr long TILE = 8;    // rows of a tile
 
-// `kind`: 0 rows in FP32; panels in 1 FP32, 2 BF16, 3 FP16, 4 INT8. `scale` of each output for kind 4.
+// `kind`: panels in 1 FP32, 2 BF16, 3 FP16, 4 INT8. `scale` of each output for kind 4.
 struct Matrix {
     const void* data;
     const float* scale;
@@ -85,15 +87,18 @@ inline lanes widen(const int8_t* p) {
 #endif
 }
 
-// R rows by V neighbouring panels, from output `out` of `o`; `w` is at the first of the panels
-template <int R, int V, typename T>
-inline void panel_tile(const float* const* x, const T* w, const float* scale, long k, float* const* y, long out, long o) {
+// R rows by V panels from output `out` of `o`; `w` is at the first of them, groups of S panels are interleaved
+template <int R, int V, int S, typename T>
+inline void panel_tile(const float* const* rows, const T* w, const float* scale, long k, float* const* y, long out, long o) {
+    const float* x[R];
     lanes sum[R][V];
-    for (int r = 0; r < R; r++)
+    for (int r = 0; r < R; r++) {
+        x[r] = rows[r];
         for (int v = 0; v < V; v++) sum[r][v] = lanes{};
+    }
     for (long i = 0; i < k; i++) {
         lanes weight[V];
-        for (int v = 0; v < V; v++) weight[v] = widen(w + (v * k + i) * PANEL);
+        for (int v = 0; v < V; v++) weight[v] = widen(w + ((v / S * k + i) * S + v % S) * PANEL);
         for (int r = 0; r < R; r++)
             for (int v = 0; v < V; v++) sum[r][v] += x[r][i] * weight[v];
     }
@@ -105,66 +110,75 @@ inline void panel_tile(const float* const* x, const T* w, const float* scale, lo
         }
 }
 
-template <int R, int V, typename T>
-inline void panel_rows(const float* const* x, const T* w, const float* scale, long k, float* const* y, long first, long last, long o) {
+#if defined(__AVX512F__)
+constexpr bool MANY_REGISTERS = true;
+#else
+constexpr bool MANY_REGISTERS = false;  // 16 of half the width: at most 8 sums of a tile fit
+#endif
+
+// R rows by the panels from `first` to `last`; pairs of panels lie below `paired`
+template <int R, typename T>
+inline void panel_rows(const float* const* x, const T* w, const float* scale, long k, float* const* y, long first, long last, long paired, long o) {
     long out = first;
-    for (; out + (V - 1) * PANEL < last; out += V * PANEL) panel_tile<R, V>(x, w + out * k, scale, k, y, out, o);
-    if constexpr (V > 1)
-        for (; out < last; out += PANEL) panel_tile<R, 1>(x, w + out * k, scale, k, y, out, o);
+    const long end = last < paired ? last : paired;
+    if constexpr (MANY_REGISTERS ? R <= 4 : R == 1)
+        for (; out + UNIT < end; out += 2 * UNIT) panel_tile<R, 4, 2>(x, w + out * k, scale, k, y, out, o);
+    if constexpr (MANY_REGISTERS || R <= 2)
+        for (; out < end; out += UNIT) panel_tile<R, 2, 2>(x, w + out * k, scale, k, y, out, o);
+    else
+        for (; out < end; out += UNIT) {
+            panel_tile<R, 1, 2>(x, w + out * k, scale, k, y, out, o);
+            panel_tile<R, 1, 2>(x, w + out * k + PANEL, scale, k, y, out + PANEL, o);
+        }
+    if (out < last) panel_tile<R, 1, 1>(x, w + out * k, scale, k, y, out, o);
 }
 
 template <typename T>
-inline void panel_outputs(const float* const* x, long n, const void* data, const float* scale, long k, float* const* y, long first, long last, long o) {
-    const T* w = static_cast<const T*>(data);
+__attribute__((noinline)) void panel_outputs(const float* const* x, long n, const Matrix& m, long k, float* const* y, long first, long last, long o) {
+    const T* w = static_cast<const T*>(m.data);
+    const float* scale = m.scale;
+    const long paired = (o + PANEL - 1) / UNIT * UNIT;
     long row = 0;
-    for (; row + 4 <= n; row += 4) panel_rows<4, 1>(x + row, w, scale, k, y + row, first, last, o);
-    if (n - row == 3) panel_rows<3, 1>(x + row, w, scale, k, y + row, first, last, o);
-    if (n - row == 2) panel_rows<2, 2>(x + row, w, scale, k, y + row, first, last, o);
-    if (n - row == 1) panel_rows<1, 4>(x + row, w, scale, k, y + row, first, last, o);
+    if constexpr (MANY_REGISTERS && sizeof(T) == 4) {
+        for (; row + 8 <= n; row += 8) panel_rows<8>(x + row, w, scale, k, y + row, first, last, paired, o);
+        if (n - row == 7) return panel_rows<7>(x + row, w, scale, k, y + row, first, last, paired, o);
+        if (n - row == 6) return panel_rows<6>(x + row, w, scale, k, y + row, first, last, paired, o);
+        if (n - row == 5) return panel_rows<5>(x + row, w, scale, k, y + row, first, last, paired, o);
+    }
+    for (; row + 4 <= n; row += 4) panel_rows<4>(x + row, w, scale, k, y + row, first, last, paired, o);
+    if constexpr (sizeof(T) == 4)
+        if (n - row == 3) return panel_rows<3>(x + row, w, scale, k, y + row, first, last, paired, o);
+    if (n - row >= 2) panel_rows<2>(x + row, w, scale, k, y + row, first, last, paired, o), row += 2;
+    if (n > row) panel_rows<1>(x + row, w, scale, k, y + row, first, last, paired, o);
 }
 
-// Outputs `first` (a multiple of PANEL) up to `last` of the `o` that w has.
-inline void outputs_of(const float* const* x, long n, const Matrix& w, long k, float* const* y, long first, long last, long o) {
-    switch (w.kind) {
-        case 0: return some_outputs(x, n, static_cast<const float*>(w.data), k, y, first, last);
-        case 1: return panel_outputs<float>(x, n, w.data, nullptr, k, y, first, last, o);
-        case 2: return panel_outputs<BF16>(x, n, w.data, nullptr, k, y, first, last, o);
-        case 3: return panel_outputs<FP16>(x, n, w.data, nullptr, k, y, first, last, o);
-        default: return panel_outputs<int8_t>(x, n, w.data, w.scale, k, y, first, last, o);
-    }
-}
+inline long units(long outputs) { return (outputs + UNIT - 1) / UNIT; }
 
 // Matrix number `index` of a stack of matrices of `o` outputs and `k` inputs.
 inline Matrix part(const Matrix& w, long index, long o, long k) {
-    const long padded = (o + PANEL - 1) / PANEL * PANEL, sizes[] = {4, 4, 2, 2, 1};
-    const long at = index * (w.kind ? padded : o);
+    const long sizes[] = {4, 4, 2, 2, 1}, at = index * ((o + PANEL - 1) / PANEL * PANEL);
     return {static_cast<const char*>(w.data) + at * k * sizes[w.kind], w.scale ? w.scale + at : nullptr, w.kind};
 }
 
-// y = x W^T; to be called by all threads of a region
-void linear(const float* x, long ldx, const Matrix& w, float* y, long ldy, long n, long k, long o) {
-    const float* in[64];
-    float* out[64];
-#pragma omp for schedule(static)
-    for (long first = 0; first < o; first += STRIPE)
-        for (long row = 0; row < n; row += 64) {
-            long rows = n - row < 64 ? n - row : 64;
-            for (long i = 0; i < rows; i++) in[i] = x + (row + i) * ldx, out[i] = y + (row + i) * ldy;
-            outputs_of(in, rows, w, k, out, first, first + STRIPE < o ? first + STRIPE : o, o);
+// out(i) = W in(i) for n rows: units `from` up to `to` of the `o` outputs, `k` inputs
+template <typename In, typename Out>
+inline void multiply(const Matrix& w, long k, long o, long n, In in, Out out, long from, long to) {
+    const float* x[TILE];
+    float* y[TILE];
+    const long end = to * UNIT < o ? to * UNIT : o;
+    for (long first = from * UNIT; first < end; first += CHUNK) {
+        const long last = first + CHUNK < end ? first + CHUNK : end;
+        for (long row = 0; row < n; row += TILE) {
+            const long rows = n - row < TILE ? n - row : TILE;
+            for (long i = 0; i < rows; i++) x[i] = in(row + i), y[i] = out(row + i);
+            switch (w.kind) {
+                case 1: panel_outputs<float>(x, rows, w, k, y, first, last, o); break;
+                case 2: panel_outputs<BF16>(x, rows, w, k, y, first, last, o); break;
+                case 3: panel_outputs<FP16>(x, rows, w, k, y, first, last, o); break;
+                default: panel_outputs<int8_t>(x, rows, w, k, y, first, last, o);
+            }
         }
-}
-
-// y[row][head] = W_head x[row][head], a matrix of `o` outputs for each of `h` heads; x and y of a head lie `step` and `gap` apart, rows of x `ldx`
-void per_head(const float* x, long step, long ldx, const Matrix& w, float* y, long gap, long n, long h, long k, long o) {
-    const float* in[64];
-    float* out[64];
-#pragma omp for schedule(static)
-    for (long head = 0; head < h; head++)
-        for (long row = 0; row < n; row += 64) {
-            long rows = n - row < 64 ? n - row : 64;
-            for (long i = 0; i < rows; i++) in[i] = x + (row + i) * ldx + head * step, out[i] = y + ((row + i) * h + head) * gap;
-            outputs_of(in, rows, part(w, head, o, k), k, out, 0, o, o);
-        }
+    }
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 """Matrices in the layout that the compiled decode step reads: panels of 16 outputs (kernels/panels.h), in FP32, BF16, FP16 or INT8.
 
-INT8 keeps one scale per output, its largest magnitude over 127. Shape letters: e experts, i inputs, o outputs, p panels of 16 outputs.
+Two neighbouring panels are interleaved, input by input; an odd last one stands alone. INT8 keeps one scale per output, its largest magnitude over 127. Shape letters: e experts, i inputs, o outputs, p panels of 16 outputs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _DTYPES = {1: torch.float32, 2: torch.bfloat16, 3: torch.float16, 4: torch.int8}
 class Panels:
     """A matrix [o i], or a stack of them [e o i]; with `halves` each of the stack is two matrices, gate above up.
 
-    `values` is [matrices, p, i, 16], `scale` [matrices, 16 p] for INT8; outputs past o are zero. ConfigError for an unknown type.
+    `values` is [matrices, p i 16], `scale` [matrices, 16 p] for INT8; outputs past o are zero. ConfigError for an unknown type.
     """
 
     def __init__(self, weight: Shaped[Tensor, "... o i"], dtype: str = "fp32", *, halves: bool = False) -> None:
@@ -29,7 +29,8 @@ class Panels:
         self.kind, self._shape = KINDS[dtype], (-1, weight.shape[-2] // 2 if halves else weight.shape[-2], weight.shape[-1])
         self.outputs = self._shape[1]
         matrices, padded = weight.numel() // (self._shape[1] * self._shape[2]), -(-self.outputs // PANEL) * PANEL
-        self.values = torch.zeros(matrices, padded // PANEL, self._shape[2], PANEL, dtype=_DTYPES[self.kind])
+        self.values = torch.zeros(matrices, padded * self._shape[2], dtype=_DTYPES[self.kind])
+        self._padded = padded
         self.scale = torch.zeros(matrices, padded) if dtype == "int8" else None
         self.fill(weight)
 
@@ -41,11 +42,15 @@ class Panels:
                 scale = matrix.float().abs().amax(dim=1).div_(127.0)
                 self.scale[number, : self.outputs] = scale
                 matrix = matrix.float().div(scale.clamp_min(1e-30).unsqueeze(1)).round_()
-            whole = self.outputs // PANEL
-            into = self.values[number].transpose(1, 2)
-            into[:whole] = matrix[: whole * PANEL].view(whole, PANEL, matrix.shape[1])
-            if self.outputs % PANEL:
-                into[whole, : self.outputs % PANEL] = matrix[whole * PANEL :]
+            pairs, last = self._views(self.values[number])
+            padded = matrix if len(matrix) == self._padded else torch.nn.functional.pad(matrix, (0, 0, 0, self._padded - len(matrix)))
+            pairs.copy_(padded[: 2 * PANEL * len(pairs)].view(-1, 2 * PANEL, pairs.shape[1]).transpose(1, 2))
+            last.copy_(padded[2 * PANEL * len(pairs) :].t())
+
+    def _views(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """(pairs of panels [pairs, i, 32], the odd last one [i, 16 or 0]) of one matrix's values."""
+        inputs, paired = self._shape[2], self._padded // (2 * PANEL) * 2 * PANEL
+        return values[: paired * inputs].view(-1, inputs, 2 * PANEL), values[paired * inputs :].view(inputs, -1)
 
     def lossy(self, weight: Shaped[Tensor, "..."]) -> bool:
         """Whether weights of this type lose digits in these panels."""
@@ -53,7 +58,8 @@ class Panels:
 
     def dense(self) -> Float[Tensor, "e o i"]:
         """What the panels stand for, in FP32, one matrix after the other."""
-        out = self.values.float().transpose(2, 3).flatten(1, 2)
+        views = [self._views(values) for values in self.values]
+        out = torch.stack([torch.cat([pairs.transpose(1, 2).flatten(0, 1), last.t()]) for pairs, last in views]).float()
         return (out if self.scale is None else out * self.scale.unsqueeze(2))[:, : self.outputs]
 
     def relative_error(self, weight: Shaped[Tensor, "... o i"]) -> float:

@@ -47,23 +47,31 @@ inline uint64_t bits_of(uint64_t key, uint64_t i) {
 
 inline double gumbel(uint64_t bits) { return -std::log(-std::log((static_cast<double>(bits) + 0.5) * 0x1p-53)); }
 
-inline long argmax(const float* x, long v) {
-  long best = 0;
-  for (long i = 1; i < v; ++i)
-    if (x[i] > x[best]) best = i;
-  return best;
-}
-
-inline bool has_nan(const float* x, long v) {
-  int found = 0;
-  for (long i = 0; i < v; ++i) found |= x[i] != x[i];
-  return found;
+// The first place of the largest value, -1 where there is a NaN. Two passes that vectorise: the largest of each lane, then where it lies.
+long argmax(const float* x, long v) {
+  float most[LANES];
+  int found[LANES];
+  for (int j = 0; j < LANES; ++j) most[j] = -INFINITY, found[j] = 0;
+  long i = 0;
+  for (; i + LANES <= v; i += LANES)
+    for (int j = 0; j < LANES; ++j) most[j] = x[i + j] > most[j] ? x[i + j] : most[j], found[j] |= x[i + j] != x[i + j];
+  for (; i < v; ++i) most[0] = x[i] > most[0] ? x[i] : most[0], found[0] |= x[i] != x[i];
+  for (int j = 1; j < LANES; ++j) most[0] = most[j] > most[0] ? most[j] : most[0], found[0] |= found[j];
+  if (found[0]) return -1;
+  for (i = 0; i + 4 * LANES <= v; i += 4 * LANES) {
+    int here = 0;
+    for (int j = 0; j < 4 * LANES; ++j) here |= x[i + j] == most[0];
+    if (here) break;
+  }
+  while (i < v && x[i] != most[0]) ++i;
+  return i < v ? i : 0;
 }
 
 // argmax of x / temperature + noise. An id can only win where 1 - u < e^(its score - the best sum so far), because
 // -log(-log u) > d needs u > e^(-e^-d) >= 1 - e^-d: all others skip the logarithms.
 long draw(const float* x, long v, uint64_t key, double temperature) {
   long token = argmax(x, v);
+  if (token < 0 || !(temperature > 0)) return token;
   double best = static_cast<double>(x[token]) / temperature + gumbel(bits_of(key, token));
   constexpr long BLOCK = 64;
   for (long first = 0; first < v; first += BLOCK) {
@@ -91,15 +99,16 @@ long draw(const float* x, long v, uint64_t key, double temperature) {
 
 extern "C" {
 
-// One token per row of logits [b, stride], of the first v ids; temperature 0 takes the largest. -1 where a row holds NaN.
+// One token of the first `width` logits; temperature 0 takes the largest. -1 for a row that holds NaN.
+long rq_draw_row(const float* logits, long width, int64_t key, double temperature) {
+  return draw(logits, width, static_cast<uint64_t>(key), temperature);
+}
+
+// The same for every row of logits [b, stride], of the first v ids.
 void rq_draw(const float* logits, long b, long stride, long v, const int64_t* keys, const double* temperature, int64_t* tokens) {
 #pragma omp parallel for schedule(static)
   for (long r = 0; r < b; ++r) {
-    const float* x = logits + r * stride;
-    if (has_nan(x, v))
-      tokens[r] = -1;
-    else
-      tokens[r] = temperature[r] > 0 ? draw(x, v, static_cast<uint64_t>(keys[r]), temperature[r]) : argmax(x, v);
+    tokens[r] = draw(logits + r * stride, v, static_cast<uint64_t>(keys[r]), temperature[r]);
   }
 }
 
@@ -108,7 +117,8 @@ void rq_token_logprobs(const float* logits, long b, long stride, long v, const i
 #pragma omp parallel for schedule(static)
   for (long r = 0; r < b; ++r) {
     const float* x = logits + r * stride;
-    const double top = x[argmax(x, v)];
+    const long best = argmax(x, v);
+    const double top = best < 0 ? NAN : x[best];
     double lane[LANES] = {0.0};
     long i = 0;
     for (; i + LANES <= v; i += LANES)

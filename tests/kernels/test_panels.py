@@ -16,11 +16,12 @@ def _weight(*shape: int) -> torch.Tensor:
 
 
 def test_layout_and_values():
-    weight = torch.arange(18.0 * 3).view(18, 3)
+    """Input by input: 32 outputs of a pair of panels, then the odd panel's 16, the missing ones zero."""
+    weight = torch.arange(34.0 * 3).view(34, 3)
     panels = Panels(weight)
-    assert panels.values.shape == (1, 2, 3, 16) and panels.outputs == 18
-    assert panels.values[0, 0, 1].tolist() == [3.0 * o + 1 for o in range(16)]
-    assert panels.values[0, 1, 2].tolist() == [50.0, 53.0] + [0.0] * 14
+    assert panels.values.shape == (1, 48 * 3) and panels.outputs == 34
+    assert panels.values[0, 32:64].tolist() == [3.0 * o + 1 for o in range(32)]
+    assert panels.values[0, 3 * 32 + 2 * 16 :].tolist() == [98.0, 101.0] + [0.0] * 14
     assert torch.equal(panels.dense()[0], weight)
     stacked = _weight(3, 10, 7)
     assert torch.equal(Panels(stacked, halves=True).dense(), stacked.view(6, 5, 7))
@@ -53,10 +54,10 @@ def test_types_and_their_errors():
 
 @pytest.mark.skipif(native.library().library is None, reason=f"no compiled kernels: {native.library().detail}")
 @pytest.mark.parametrize("dtype", KINDS)
-@pytest.mark.parametrize("outputs", [16, 37, 200])
+@pytest.mark.parametrize("outputs", [16, 37, 50, 200])
 def test_the_kernel_multiplies_by_what_the_panels_stand_for(dtype, outputs):
-    """And each row by itself, to the bit, for 1 to 9 rows."""
-    panels, x = Panels(_weight(outputs, 45), dtype), _weight(9, 45)
+    """And each row by itself, to the bit, for 1 to 19 rows."""
+    panels, x = Panels(_weight(outputs, 45), dtype), _weight(19, 45)
     scale = None if panels.scale is None else panels.scale.data_ptr()
     matrix = _Matrix(panels.values.data_ptr(), scale, panels.kind)
 
@@ -67,6 +68,6 @@ def test_the_kernel_multiplies_by_what_the_panels_stand_for(dtype, outputs):
 
     whole = run(x)
     torch.testing.assert_close(whole, x @ panels.dense()[0].t(), atol=1e-5, rtol=1e-5)
-    for count in range(1, 9):
+    for count in range(1, 19):
         assert torch.equal(run(x[:count]), whole[:count])
-        assert torch.equal(run(x[9 - count :]), whole[9 - count :])
+        assert torch.equal(run(x[19 - count :]), whole[19 - count :])
