@@ -1,69 +1,94 @@
-"""The decode step in plain PyTorch, for machines without a compiler: few calls a block, no modules (report sections 2.1.1, 2.1.2, 3.4).
+"""The decode step without a compiler, in NumPy over the memory of the model's tensors (report sections 2.1.1, 2.1.2, 3.4).
 
     step = EagerStep(config, dict(model.state_dict()), inv_freq, amplitude, softmax_scale)
     hidden = step.trunk(ids, positions, tables, storage)          # as kernels.decode.DecodeStep, whose place it takes
 
-A row's result does not depend on the other rows where the library's GEMM gives a row the same sums for 4 rows as for more; with fewer than
-`least_rows` rows, rows are repeated, because one-row kernels sum in another order. `least_rows` is found by a self-test. Attention runs row by
-row over exactly the entries that the row sees, so no length of a neighbour enters. Operations are chosen for their cost per call, a
-microsecond or two, which is what a step of a small model consists of. Shape letters as in kernels.decode, w rows sorted by expert.
+A step of a small model consists of calls; NumPy's cost a third of PyTorch's, and its products of a matrix and one row start no threads for
+small matrices. Every row goes through the same operations on arrays of the same shapes, whatever rows run beside it, so its bits depend on
+nothing else on any library. A matrix is applied to all rows, part by part, before the next one is read, so several rows read it from memory
+once. Shape letters as in kernels.decode, k chosen experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rorqual.config import ModelConfig
 
-_ROWS = 4  # from here up a GEMM's row does not depend on the number of rows, where the self-test confirms it
+_PART = 1 << 17
+"""Elements of a matrix that are applied to all rows in turn: half a MiB stays in a core's cache, and starts no threads."""
+
+Array = NDArray[np.float32]
 
 
 def usable(config: ModelConfig, tensors: Mapping[str, Tensor]) -> str | None:
     """None where this step takes the model, else the reason."""
     other = [name for name, value in tensors.items() if value.dtype != torch.float32 or value.device.type != "cpu"]
     if other:
-        return f"{other[0]} is {tensors[other[0]].dtype} on {tensors[other[0]].device}; the lean PyTorch step takes FP32 in memory"
+        return f"{other[0]} is {tensors[other[0]].dtype} on {tensors[other[0]].device}; the step without a compiler takes FP32 in memory"
     if "model.embed_tokens.weight" not in tensors or any("codes" in name or ".lora_" in name for name in tensors):
         return "the weights are not stored as plain matrices"
-    if config.kv_lora_rank % 2 or config.qk_nope_head_dim % 2:
-        return f"kv_lora_rank ({config.kv_lora_rank}) and qk_nope_head_dim ({config.qk_nope_head_dim}) must be even: rotations run on pairs in place"
     return None if config.kv_lora_rank else "the model has no latent attention"
+
+
+class _Matrix:
+    """A view of a weight [o i], in parts of at most `_PART` elements; every row meets the same parts."""
+
+    def __init__(self, weight: Array) -> None:
+        height = max(1, _PART // weight.shape[1])
+        self._width = weight.shape[0]
+        self._parts = [(slice(begin, begin + height), weight[begin : begin + height]) for begin in range(0, self._width, height)]
+
+    def __call__(self, x: Array) -> Array:
+        """x [n i] times the matrix turned: [n o]."""
+        out = np.empty((len(x), self._width), np.float32)
+        self.into(x, out)
+        return out
+
+    def into(self, rows: Iterable[Array], out: Iterable[Array]) -> None:
+        """The same, written to rows that are there."""
+        for where, part in self._parts:
+            for row, to in zip(rows, out, strict=True):
+                np.dot(part, row, to[where])
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Views of one block's weights, turned so that a row times a view is the projection; None where the block has none."""
+    """Views of one block's weights; None where the block has none."""
 
-    input_norm: Tensor
-    q_a: Tensor | None
-    q_norm: Tensor | None
-    q_b: Tensor
-    kv_a: Tensor
-    kv_norm: Tensor
-    w_uk: Tensor
-    w_uv: Tensor
-    o: Tensor
-    post_norm: Tensor
-    gate: Tensor | None
-    bias: Tensor | None
-    gate_up: list[Tensor]
-    down: list[Tensor]
-    ffn: tuple[Tensor, Tensor, Tensor] | None
+    input_norm: Array
+    q_a: _Matrix | None
+    q_norm: Array | None
+    q_b: _Matrix
+    kv_a: _Matrix
+    kv_norm: Array
+    w_uk: Array
+    w_uv: Array
+    o: _Matrix
+    post_norm: Array
+    gate: _Matrix | None
+    bias: Array | None
+    gate_up: list[_Matrix]
+    down: list[_Matrix]
+    ffn: tuple[_Matrix, _Matrix, _Matrix] | None
 
 
 @dataclass(frozen=True)
 class _Places:
-    """Where the rows of one step stand: rotations, slots to write, and each row's blocks and number of entries to read."""
+    """Where the rows of one step stand: rotations [n 1 p], slots to write, and for each row the number of entries that it reads and where
+    they lie in the pool: the first slot, or the blocks where these do not follow one another."""
 
-    turns: Tensor
-    slots: Tensor
-    blocks: list[Tensor]
-    counts: list[int]
+    turns: NDArray[np.complex64]
+    slots: list[int]
+    seen: list[tuple[int, int, NDArray[np.int64] | None]]
 
 
 class EagerStep:
@@ -72,196 +97,200 @@ class EagerStep:
     def __init__(
         self, config: ModelConfig, tensors: Mapping[str, Tensor], inv_freq: Sequence[float], amplitude: float, softmax_scale: float
     ) -> None:
-        self.config, self._tensors, self._scale = config, dict(tensors), softmax_scale
+        self.config, self._scale = config, softmax_scale
+        self._weights = {name: value.detach().contiguous().numpy() for name, value in tensors.items()}
         self._inv_freq, self._amplitude = torch.tensor(inv_freq, dtype=torch.float32), amplitude
         self._turns = self._rotations(config.max_position_embeddings)
         self._entry = config.kv_lora_rank + config.qk_rope_head_dim
         self._blocks = [self._block(layer) for layer in range(config.num_blocks)]
-        self.least_rows = 1 if all(_same_row(value.t()) for value in self._shapes()) else _ROWS
+        head = self._weights.get("lm_head.weight")
+        self._head = _Matrix(self._weights["model.embed_tokens.weight"] if head is None else head)
+        self._final = self._weights["model.norm.weight"][None]
+        self._modules = [self._module(layer) for layer in range(config.num_hidden_layers, config.num_blocks)]
 
-    def _rotations(self, count: int) -> Tensor:
+    def _rotations(self, count: int) -> NDArray[np.complex64]:
         """Rotations of the first `count` positions as complex numbers."""
         angle = torch.arange(count, dtype=torch.float32).unsqueeze(1) * self._inv_freq
-        return torch.complex(angle.cos() * self._amplitude, angle.sin() * self._amplitude)
+        return torch.complex(angle.cos() * self._amplitude, angle.sin() * self._amplitude).numpy()
 
-    def _shapes(self) -> list[Tensor]:
-        """One matrix of every shape."""
-        return list({value.shape: value for value in self._tensors.values() if value.dim() == 2}.values())
+    def _module(self, layer: int) -> tuple[_Matrix, Array, Array, Array]:
+        """(eh_proj, enorm, hnorm, shared_head.norm) of an MTP module."""
+        weight = {name: self._weights[f"model.layers.{layer}.{name}.weight"] for name in ("eh_proj", "enorm", "hnorm", "shared_head.norm")}
+        return _Matrix(weight["eh_proj"]), weight["enorm"][None], weight["hnorm"][None], weight["shared_head.norm"][None]
 
     def _block(self, layer: int) -> _Block:
         prefix, c = f"model.layers.{layer}.", self.config
         stem = "mlp.shared_experts." if c.is_moe(layer) else "mlp."
 
-        def found(name: str) -> Tensor | None:
-            return self._tensors.get(f"{prefix}{name}")
+        def found(name: str) -> Array | None:
+            return self._weights.get(f"{prefix}{name}")
 
-        def turned(name: str) -> Tensor:
-            return self._tensors[f"{prefix}{name}.weight"].t()
+        def row(name: str) -> Array | None:
+            return None if (weight := found(name)) is None else weight[None]
 
-        w_uk, w_uv = _absorbed(self._tensors[prefix + "self_attn.kv_b_proj.weight"], c)
+        def matrix(name: str) -> _Matrix:
+            return _Matrix(self._weights[f"{prefix}{name}.weight"])
+
+        kv_b = self._weights[prefix + "self_attn.kv_b_proj.weight"].reshape(c.num_attention_heads, -1, c.kv_lora_rank)
         gate_up, down = (
-            [] if (stacked := found(f"mlp.experts.{name}.weight")) is None else list(stacked.transpose(1, 2).unbind(0))
+            [] if (stacked := found(f"mlp.experts.{name}.weight")) is None else [_Matrix(one) for one in stacked]
             for name in ("gate_up_proj", "down_proj")
         )
-        compressed = c.q_lora_rank is not None
-        gate = found("mlp.gate.weight")
+        compressed, gate = c.q_lora_rank is not None, found("mlp.gate.weight")
         return _Block(
-            self._tensors[prefix + "input_layernorm.weight"], turned("self_attn.q_a_proj") if compressed else None,
-            found("self_attn.q_a_layernorm.weight"), turned("self_attn.q_b_proj" if compressed else "self_attn.q_proj"),
-            turned("self_attn.kv_a_proj_with_mqa"), self._tensors[prefix + "self_attn.kv_a_layernorm.weight"], w_uk, w_uv, turned("self_attn.o_proj"),
-            self._tensors[prefix + "post_attention_layernorm.weight"], None if gate is None else gate.t(), found("mlp.gate.e_score_correction_bias"),
-            gate_up, down,
-            (turned(stem + "gate_proj"), turned(stem + "up_proj"), turned(stem + "down_proj")) if found(stem + "up_proj.weight") is not None else None,
+            self._weights[prefix + "input_layernorm.weight"][None], matrix("self_attn.q_a_proj") if compressed else None,
+            row("self_attn.q_a_layernorm.weight"), matrix("self_attn.q_b_proj" if compressed else "self_attn.q_proj"),
+            matrix("self_attn.kv_a_proj_with_mqa"), self._weights[prefix + "self_attn.kv_a_layernorm.weight"][None],
+            kv_b[:, : c.qk_nope_head_dim], kv_b[:, c.qk_nope_head_dim :].transpose(0, 2, 1), matrix("self_attn.o_proj"),
+            self._weights[prefix + "post_attention_layernorm.weight"][None], None if gate is None else _Matrix(gate),
+            row("mlp.gate.e_score_correction_bias"), gate_up, down,
+            (matrix(stem + "gate_proj"), matrix(stem + "up_proj"), matrix(stem + "down_proj")) if found(stem + "up_proj.weight") is not None else None,
         )  # fmt: skip
 
-    @torch.inference_mode()
     def trunk(
         self, ids: Int[Tensor, " n"], positions: Int[Tensor, " n"], tables: Int[Tensor, "n t"], storage: Float[Tensor, "l k s c"],
         routes: Int[Tensor, "e n j"] | None = None,
     ) -> Float[Tensor, "n m"]:  # fmt: skip
         """See kernels.decode.DecodeStep.trunk."""
-        x = self._padded(self._tensors["model.embed_tokens.weight"].index_select(0, ids))
-        x = self._run(0, self.config.num_hidden_layers, x, positions, tables, storage, routes)
-        return self.norm(x[: len(ids)], self._tensors["model.norm.weight"])
+        x = self._weights["model.embed_tokens.weight"][ids.numpy()]
+        self._run(0, self.config.num_hidden_layers, x, positions, tables, storage, routes)
+        return torch.from_numpy(self._norm(x, self._final))
 
-    @torch.inference_mode()
     def mtp(
         self, module: int, hidden: Float[Tensor, "n m"], ids: Int[Tensor, " n"], positions: Int[Tensor, " n"], tables: Int[Tensor, "n t"],
         storage: Float[Tensor, "l k s c"],
     ) -> Float[Tensor, "n m"]:  # fmt: skip
         """See kernels.decode.DecodeStep.mtp."""
         layer = self.config.num_hidden_layers + module
-        weight = {name: self._tensors[f"model.layers.{layer}.{name}.weight"] for name in ("enorm", "hnorm", "eh_proj", "shared_head.norm")}
-        embedded = self._tensors["model.embed_tokens.weight"].index_select(0, ids)
-        merged = torch.cat([self.norm(embedded, weight["enorm"]), self.norm(hidden, weight["hnorm"])], dim=1)
-        x = torch.mm(self._padded(merged), weight["eh_proj"].t())
-        return self.norm(self._run(layer, layer + 1, x, positions, tables, storage, None)[: len(ids)], weight["shared_head.norm"])
+        eh_proj, enorm, hnorm, final = self._modules[module]
+        embedded = self._norm(self._weights["model.embed_tokens.weight"][ids.numpy()], enorm)
+        x = eh_proj(np.concatenate([embedded, self._norm(hidden.detach().contiguous().numpy(), hnorm)], axis=1))
+        self._run(layer, layer + 1, x, positions, tables, storage, None)
+        return torch.from_numpy(self._norm(x, final))
 
-    @torch.inference_mode()
     def logits(self, hidden: Float[Tensor, "n m"]) -> Float[Tensor, "n v"]:
         """The output head."""
-        head = self._tensors.get("lm_head.weight")
-        weight = self._tensors["model.embed_tokens.weight"] if head is None else head
-        return torch.mm(self._padded(hidden), weight.t())[: len(hidden)]
+        return torch.from_numpy(self._head(hidden.detach().contiguous().numpy()))
 
-    def norm(self, x: Float[Tensor, "n m"], weight: Float[Tensor, " m"]) -> Float[Tensor, "n m"]:
-        """RMSNorm of every row."""
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return length.square_().mul_(1 / x.shape[-1]).add_(self.config.rms_norm_eps).rsqrt_().mul(x).mul_(weight)
-
-    def _padded(self, x: Tensor) -> Tensor:
-        missing = self.least_rows - len(x)
-        return x if missing <= 0 else torch.cat([x, x[-1:].expand(missing, -1)])
-
-    def _run(self, first: int, last: int, x: Tensor, positions: Tensor, tables: Tensor, storage: Tensor, routes: Tensor | None) -> Tensor:
-        size, at = storage.shape[2], positions.tolist()
-        slots = tables.gather(1, (positions // size).unsqueeze(1)).squeeze(1) * size + positions % size
-        blocks = [table[: position // size + 1] for table, position in zip(tables.unbind(0), at, strict=True)]
-        if max(at) >= len(self._turns):  # padding of a row that is scored up to the model's last position
-            self._turns = self._rotations(2 * (max(at) + 1))
-        places = _Places(self._turns.index_select(0, positions).unsqueeze(1), slots, blocks, [position + 1 for position in at])
-        moe = 0
-        for layer in range(first, last):
-            w = self._blocks[layer]
-            x = torch.addmm(x, self._attention(w, self.norm(x, w.input_norm), places, storage[layer]), w.o)
-            u = self.norm(x, w.post_norm)
-            if w.ffn is not None:
-                gate, up, down = w.ffn
-                x = torch.addmm(x, torch.nn.functional.silu(_apart(u, gate)).mul_(torch.mm(u, up)), down)
-            if w.gate is not None:
-                self._experts(w, u, x, len(at), None if routes is None else routes[moe])
-                moe += 1
-        return x
-
-    def _attention(self, w: _Block, u: Tensor, places: _Places, cache: Tensor) -> Tensor:
-        """Equations 1-11 in absorbed form, before the output projection: [rows, heads * v]; the cache gets the rows' entries."""
-        c, n = self.config, len(places.counts)
-        latent, nope = c.kv_lora_rank, c.qk_nope_head_dim
-        made = torch.mm(u, w.kv_a)[:n]
-        made[:, :latent] = self.norm(made[:, :latent], w.kv_norm)
-        turned = _pairs(made[:, None, latent:])
-        turned.mul_(places.turns)
-        cache.view(-1, self._entry).index_copy_(0, places.slots, made)
-        if w.q_a is not None and w.q_norm is not None:
-            u = self.norm(torch.mm(u, w.q_a), w.q_norm)
-        q = torch.mm(u, w.q_b)[:n].view(n, c.num_attention_heads, -1)
-        _pairs(q[:, :, nope:]).mul_(places.turns)
-        out = torch.zeros(len(u), c.num_attention_heads * c.v_head_dim)
-        heads = out.view(len(u), c.num_attention_heads, 1, -1)
-        for row, (blocks, count) in enumerate(zip(places.blocks, places.counts, strict=True)):
-            entries = cache.index_select(0, blocks).view(-1, self._entry)[:count]
-            plain, rotated = q[row].split([nope, c.qk_rope_head_dim], dim=1)
-            query = torch.cat([torch.bmm(plain.unsqueeze(1), w.w_uk).squeeze(1), rotated], dim=1)
-            share = torch.mm(query, entries.t()).mul_(self._scale).softmax(dim=-1)
-            heads[row] = torch.bmm(torch.mm(share, entries[:, :latent]).unsqueeze(1), w.w_uv)
+    def _norm(self, x: Array, weight: Array) -> Array:
+        """RMSNorm of every row; weight [1 m]."""
+        squares, width, eps = np.vecdot(x, x), x.shape[1], self.config.rms_norm_eps
+        if len(x) == 1:  # the same in Python's own FP64, for less
+            out = x * (1 / math.sqrt(float(squares[0]) / width + eps))
+        else:
+            out = x * (1 / np.sqrt(squares.astype(np.float64) / width + eps)).astype(np.float32)[:, None]
+        out *= weight
         return out
 
-    def _route(self, w: _Block, u: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """(chosen experts [n k], gate values [n k]): equations 13-16, as model.router.route."""
+    def _places(self, positions: Tensor, tables: Tensor, size: int) -> _Places:
+        at = positions.tolist()
+        if max(at) >= len(self._turns):  # padding of a row that is scored up to the model's last position
+            self._turns = self._rotations(2 * (max(at) + 1))
+        slots, seen = [], []
+        for position, table in zip(at, tables, strict=True):
+            blocks = table[: position // size + 1].tolist()
+            adjacent = blocks == list(range(blocks[0], blocks[0] + len(blocks)))
+            slots.append(blocks[-1] * size + position % size)
+            seen.append((position + 1, blocks[0] * size, None if adjacent else np.array(blocks)))
+        return _Places(self._turns[at][:, None], slots, seen)
+
+    def _run(self, first: int, last: int, x: Array, positions: Tensor, tables: Tensor, storage: Tensor, routes: Tensor | None) -> None:
+        """Blocks first..last on the rows of x, in place."""
+        cache, moe = storage.numpy(), 0
+        places = self._places(positions, tables, cache.shape[2])
+        with np.errstate(all="ignore"):  # exp(-x) of a large gate is infinite, and its sigmoid rightly 0
+            for layer in range(first, last):
+                w = self._blocks[layer]
+                x += self._attention(w, self._norm(x, w.input_norm), places, cache[layer])
+                u = self._norm(x, w.post_norm)
+                if w.ffn is not None:
+                    gate, up, down = w.ffn
+                    x += down(_swiglu(gate(u), up(u)))
+                if w.gate is not None:
+                    chosen, weights = self._route(w.gate(u), w.bias)
+                    x += self._experts(w, u, chosen, weights)
+                    if routes is not None:
+                        routes[moe] = torch.from_numpy(chosen)
+                    moe += 1
+
+    def _attention(self, w: _Block, u: Array, places: _Places, cache: Array) -> Array:
+        """Equations 1-11 in absorbed form: [n m]; the cache gets the rows' entries."""
+        c, n = self.config, len(u)
+        latent, heads, nope = c.kv_lora_rank, c.num_attention_heads, c.qk_nope_head_dim
+        made, pool = w.kv_a(u), cache.reshape(-1, self._entry)
+        made[:, :latent] = self._norm(made[:, :latent], w.kv_norm)
+        turned = _pairs(made[:, latent:])
+        turned *= places.turns[:, 0]
+        for slot, entry in zip(places.slots, made, strict=True):
+            pool[slot] = entry
+        if w.q_a is not None and w.q_norm is not None:
+            u = self._norm(w.q_a(u), w.q_norm)
+        q = w.q_b(u)
+        q *= self._scale
+        q = q.reshape(n, heads, 1, -1)
+        query, seen = np.empty((n, heads, self._entry), np.float32), np.empty((n, heads, 1, latent), np.float32)
+        np.matmul(q[..., :nope], w.w_uk, out=query[:, :, None, :latent])
+        np.multiply(_pairs(q[:, :, 0, nope:]), places.turns, out=_pairs(query[..., latent:]))
+        for one, out, (count, start, blocks) in zip(query, seen[:, :, 0], places.seen, strict=True):
+            entries = pool[start : start + count] if blocks is None else cache[blocks].reshape(-1, self._entry)[:count]
+            share = np.dot(one, entries.T)
+            share -= np.maximum.reduce(share, axis=1, keepdims=True)
+            np.exp(share, out=share)
+            np.divide(np.dot(share, entries[:, :latent]), np.add.reduce(share, axis=1, keepdims=True), out=out)
+        return w.o(np.matmul(seen, w.w_uv).reshape(n, -1))
+
+    def _route(self, logits: Array, bias: Array | None) -> tuple[NDArray[np.int64], Array]:
+        """(chosen experts [n k], gate values [n k]): equations 13-16, as model.router.route; of equals the first."""
         c = self.config
-        assert w.gate is not None
-        logits = _apart(u, w.gate)[:n]
-        scores = logits.sigmoid_() if c.scoring_func == "sigmoid" else logits.softmax(dim=-1)
-        choice = scores if w.bias is None else scores + w.bias
+        if c.scoring_func == "sigmoid":
+            scores = np.reciprocal(_one_and_exp(logits))
+        else:
+            scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+            scores /= scores.sum(axis=1, keepdims=True)
+        choice = np.negative(scores if bias is None else scores + bias)  # smallest first
+        each = np.arange(len(logits))[:, None]
         if c.topk_method != "greedy" and c.n_group > 1:
-            grouped = choice.view(n, c.n_group, -1)
-            counted = min(2, grouped.shape[-1]) if c.topk_method == "noaux_tc" else 1
-            best = grouped.topk(counted, dim=-1)[0].sum(-1)
-            left_out = torch.ones_like(best, dtype=torch.bool).scatter_(1, best.topk(c.topk_group, dim=-1)[1], False)
-            choice = grouped.masked_fill(left_out.unsqueeze(-1), float("-inf")).view_as(choice)
-        chosen = choice.topk(c.num_experts_per_tok, dim=-1)[1]
-        weights = scores.gather(1, chosen)
+            grouped = choice.reshape(len(choice), c.n_group, -1)
+            best = np.sort(grouped, axis=2)[:, :, : 2 if c.topk_method == "noaux_tc" else 1].sum(axis=2)
+            grouped[each, best.argsort(axis=1, kind="stable")[:, c.topk_group :]] = np.inf
+        chosen = choice.argsort(axis=1, kind="stable")[:, : c.num_experts_per_tok]
+        weights = scores[each, chosen]
         if c.norm_topk_prob:
-            weights = weights.div_(weights.sum(dim=-1, keepdim=True).add_(1e-20))
-        return chosen, weights.mul_(c.routed_scaling_factor)
+            weights /= weights.sum(axis=1, keepdims=True) + np.float32(1e-20)
+        weights *= c.routed_scaling_factor
+        return chosen, weights
 
-    def _experts(self, w: _Block, u: Tensor, x: Tensor, n: int, routes: Tensor | None) -> None:
-        """Equation 12: adds the routed experts to x; rows grouped by expert, each expert's weights read once."""
-        chosen, weights = self._route(w, u, n)
-        if routes is not None:
-            routes.copy_(chosen)
-        k, width = self.config.num_experts_per_tok, self.config.moe_intermediate_size
-        slots: dict[int, list[int]] = {}
-        for slot, expert in enumerate(chosen.flatten().tolist()):
-            slots.setdefault(expert, []).append(slot)
-        source, sizes, place, at = [], [], [0] * (n * k), 0
-        for held in slots.values():
-            for number, slot in enumerate(held):
-                place[slot] = at + number
-            size = max(len(held), self.least_rows)
-            source += [slot // k for slot in held] + [held[-1] // k] * (size - len(held))
-            sizes.append(size)
-            at += size
-        rows = u.index_select(0, torch.tensor(source))
-        hidden, made = torch.empty(at, 2 * width), torch.empty(at, u.shape[1])
-        for expert, part, into in zip(slots, rows.split(sizes), hidden.split(sizes), strict=True):
-            torch.mm(part, w.gate_up[expert], out=into)
-        active = torch.nn.functional.silu(hidden[:, :width]).mul_(hidden[:, width:])  # halves of rows: not adjacent either
-        for expert, part, into in zip(slots, active.split(sizes), made.split(sizes), strict=True):
-            torch.mm(part, w.down[expert], out=into)
-        parts = made.index_select(0, torch.tensor(place)).mul_(weights.view(-1, 1)).view(n, k, -1)
-        for part in parts.unbind(1):
-            x[:n] += part
+    def _experts(self, w: _Block, u: Array, chosen: NDArray[np.int64], weights: Array) -> Array:
+        """Equation 12: the routed experts' sum [n m]; each expert's weights are read once for all of its rows."""
+        (n, k), width = chosen.shape, self.config.moe_intermediate_size
+        held: dict[int, list[int]] = {}
+        for slot, expert in enumerate(chosen.ravel().tolist()):
+            held.setdefault(expert, []).append(slot)
+        hidden, made = np.empty((n * k, 2 * width), np.float32), np.empty((n * k, u.shape[1]), np.float32)
+        for expert, slots in held.items():
+            w.gate_up[expert].into([u[slot // k] for slot in slots], [hidden[slot] for slot in slots])
+        active = _swiglu(hidden[:, :width], hidden[:, width:])
+        for expert, slots in held.items():
+            w.down[expert].into([active[slot] for slot in slots], [made[slot] for slot in slots])
+        return np.matmul(weights[:, None], made.reshape(n, k, -1))[:, 0]
 
 
-def _absorbed(kv_b: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """(W^UK [h d c], W^UV turned to [h c v]) as views of kv_b_proj."""
-    w_uk, w_uv = kv_b.view(config.num_attention_heads, -1, config.kv_lora_rank).split([config.qk_nope_head_dim, config.v_head_dim], dim=1)
-    return w_uk, w_uv.transpose(1, 2)
-
-
-def _pairs(x: Tensor) -> Tensor:
+def _pairs(x: Array) -> NDArray[np.complex64]:
     """A view of adjacent pairs as complex numbers, which a rotation multiplies."""
-    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    return x.view(np.complex64)
 
 
-def _apart(x: Tensor, weight: Tensor) -> Tensor:
-    """x times weight, rows not adjacent in memory, so that elementwise functions go through each row by itself."""
-    into = torch.empty(len(x), weight.shape[1] + 1)[:, :-1]
-    return torch.mm(x, weight, out=into)
+def _one_and_exp(x: Array) -> Array:
+    """1 + exp(-x)."""
+    out = np.negative(x)
+    np.exp(out, out=out)
+    out += 1
+    return out
 
 
-def _same_row(weight: Float[Tensor, "i o"]) -> bool:
-    """Whether the library gives one row alone the bits that it gives it among sixteen."""
-    x = torch.sin(torch.arange(16 * weight.shape[0], dtype=torch.float32)).view(16, -1)
-    return torch.equal(torch.mm(x[:1], weight)[0], torch.mm(x, weight)[0])
+def _swiglu(gate: Array, up: Array) -> Array:
+    """silu(gate) * up."""
+    out = _one_and_exp(gate)
+    np.divide(gate, out, out=out)
+    out *= up
+    return out
