@@ -229,5 +229,9 @@ def _run(run: GRPORun, args: argparse.Namespace) -> int:
     report = write_report(args.out)
     if result.first_reward is not None and result.last_reward is not None:
         print(f"mean reward {result.first_reward:.3f} in the first rollout, {result.last_reward:.3f} in the last")
+    if result.silent:
+        print(
+            f"the last {result.silent} rollouts had no group whose rewards differ, so nothing was learned from them; {args.out / 'answers.jsonl'} has the answers"
+        )
     print(f"finished: {result.step} steps; report: {report}; talk to it with: rorqual chat {shlex.quote(str(args.out))}")
     return 0

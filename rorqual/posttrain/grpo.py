@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from rorqual.adapters import lora, peft
+from rorqual.checkpoint import folder as folders
 from rorqual.checkpoint import hf, resume
 from rorqual.data import counters
 from rorqual.errors import ConfigError, DataError, NonFiniteError
@@ -47,13 +48,17 @@ from rorqual.train.state import choose_device
 
 @dataclass(frozen=True)
 class GRPOResult:
-    """How a call ended: `signal` that stopped it (None: finished), the folder, and mean rewards of the first and the last rollout of it."""
+    """How a call ended: `signal` that stopped it (None: finished), the folder, and mean rewards of the first and the last rollout of it.
+
+    silent: rollouts at its end of which no group had rewards that differ.
+    """
 
     step: int
     signal: int | None
     folder: Path
     first_reward: float | None
     last_reward: float | None
+    silent: int = 0
 
 
 def run_grpo(
@@ -352,16 +357,16 @@ class _Loop:
     def _export(self) -> None:
         """Writes the model folder, or the adapter, unless it is there."""
         state, folder = self.state, self.folder
-        if self.run.lora is not None:
-            if not (folder.adapter / peft.CONFIG).is_file():
-                folder.adapter.mkdir(exist_ok=True)
-                peft.save(state.model, self.run.lora, str(self.base.path.resolve()), folder.adapter)
-            return
-        if (folder.hf / "config.json").is_file():
+        if (folder.hf / "config.json").is_file() or folder.adapter.is_dir():
             return
         tokenizer = write_tokenizer(self.base, self.tokenizer, self.config.style, folder.tokenizer)
-        named = resume.split_experts(state.weights())
-        hf.export_tensors(self.base.config.with_(quantization_config=None), named, tokenizer, folder.hf, dtype=self.base.stored)
+        if self.run.lora is not None:
+            with folders.new_folder(folder.adapter) as partial:
+                plain = not self.base.adapters and not self.base.checkpoint
+                peft.save(state.model, self.run.lora, str((self.base.folder if plain else self.base.path).resolve()), partial)
+        else:
+            named = resume.split_experts(state.weights())
+            hf.export_tensors(self.base.config.with_(quantization_config=None), named, tokenizer, folder.hf, dtype=self.base.stored)
         self.log.write("event", event="exported", step=state.position.step)
 
     def _publish(self, rollout: RemoteRollout) -> None:
@@ -372,7 +377,7 @@ class _Loop:
         rollout.publish(place, f"step-{self.state.position.step}")
 
     def _result(self, signal: int | None) -> GRPOResult:
-        return GRPOResult(self.state.position.step, signal, self.folder.path, self.first, self.last)
+        return GRPOResult(self.state.position.step, signal, self.folder.path, self.first, self.last, self.state.position.silent)
 
 
 def _shown(answer: Answer) -> str:

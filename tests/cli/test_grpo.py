@@ -59,7 +59,16 @@ def test_adapters(place, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(argv(place, "--out", out, *SHORT, "--lora", 2, "--kl", "0.1")) == 0
     assert (out / "adapter" / "adapter_config.json").is_file() and not (out / "hf").exists()
+    assert "<｜tool▁calls▁begin｜>" in (out / "tokenizer" / "chat_template.jinja").read_text(
+        encoding="utf-8"
+    )  # the style that it was trained in
     assert main(["generate", str(out), "say", "--max-new-tokens", "3"]) == 0
+
+
+def test_a_run_without_any_signal_says_that_nothing_was_learned(place, tmp_path, capsys):
+    short = ("--steps", 1, "--prompts", 1, "--group", 2, "--max-new-tokens", 2, "--reward", "accuracy")
+    assert main(argv(place, "--out", tmp_path / "out", *short)) == 0
+    assert "the last 1 rollouts had no group whose rewards differ, so nothing was learned from them" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
