@@ -24,8 +24,8 @@ from rorqual.errors import ConfigError, DataError
 from rorqual.inference.blocks import BLOCK_SIZE, BlockPool
 from rorqual.inference.paged import PagedStorage, block_bytes
 from rorqual.inference.params import SamplingParams
-from rorqual.inference.runner import Runner
-from rorqual.inference.sampler import Draw, TokenLogprobs, draw, token_logprobs
+from rorqual.inference.runner import Forward, Runner
+from rorqual.inference.sampler import Draw, TokenLogprobs, draw, refuse_nan, token_logprobs
 from rorqual.inference.scheduler import Scheduler, Sequence, Work
 from rorqual.inference.switch import DraftSwitch
 from rorqual.kernels import decode
@@ -169,6 +169,7 @@ class Engine:
                 leader=sequences[0] if sequences else None,
             )  # fmt: skip
             self._equip(one)
+            one.plain = one.grammar is None and not params.adjusts and not params.filters
             sequences.append(one)
         self.scheduler.add(sequences)
         self._arrivals += 1
@@ -200,9 +201,9 @@ class Engine:
             return out
         decoding = all(one.sequence.computed == len(one.sequence.tokens) - 1 for one in work)
         self._propose(work)
-        hidden = self.runner.trunk(work)
+        made = self.runner.forward(work)
         before = self._counts.generation_tokens
-        out += self._finish_step(work, hidden, speculates)
+        out += self._finish_step(work, made, speculates)
         self._counts.steps += 1
         if decoding and self.auto and self.num_drafts:
             self._switch.measure(speculates, time.perf_counter() - began, len(work), max(1, self._counts.generation_tokens - before))
@@ -273,19 +274,18 @@ class Engine:
 
     # ------------------------------------------------------------------ from states to tokens
 
-    def _finish_step(self, work: list[Work], hidden: list[Tensor], speculates: bool) -> list[StepOutput]:
+    def _finish_step(self, work: list[Work], made: Forward, speculates: bool) -> list[StepOutput]:
+        hidden = made.hidden
         for one, states in zip(work, hidden, strict=True):
             self._read_prompt_logprobs(one, states)
         ready = [(one, states) for one, states in zip(work, hidden, strict=True) if one.end == len(one.sequence.tokens)]
         out: list[StepOutput] = []
         counts = {one: one.end - one.sequence.computed for one in work}
         if ready:
-            logits = self.runner.logits(torch.cat([states[-1 - len(one.drafts) :] for one, states in ready]))
-            drawn = draw(logits, [d for one, _ in ready for d in self._draws(one)], self._vocab_limit)
-            tokens, place = drawn.tokens.tolist(), 0
+            tokens, logprobs, place = *self._drawn(ready, made), 0
             for one, _ in ready:
                 width = 1 + len(one.drafts)
-                out.append(self._commit(one, tokens[place : place + width], drawn.logprobs[place : place + width]))
+                out.append(self._commit(one, tokens[place : place + width], logprobs[place : place + width]))
                 counts[one] += len(out[-1].new_token_ids) - 1
                 place += width
         for one, states in zip(work, hidden, strict=True):
@@ -309,6 +309,17 @@ class Engine:
                 if all(other.finish_reason for other in self._requests.get(s.request_id, [])):
                     self._requests.pop(s.request_id, None)
         return out
+
+    def _drawn(self, ready: list[tuple[Work, Tensor]], made: Forward) -> tuple[list[int], Many[TokenLogprobs | None]]:
+        """The target's tokens after the last token and each draft of the pieces that are due, and the log-probabilities that were asked for."""
+        if made.tokens is not None and not any(one.sequence.params.logprobs is not None for one, _ in ready):
+            refuse_nan(made.tokens)
+            return made.tokens, ()
+        logits = made.logits
+        if logits is None:
+            logits = self.runner.logits(torch.cat([states[-1 - len(one.drafts) :] for one, states in ready]))
+        drawn = draw(logits, [d for one, _ in ready for d in self._draws(one)], self._vocab_limit)
+        return drawn.tokens.tolist(), drawn.logprobs
 
     def _draws(self, one: Work) -> list[Draw]:
         """The target's draws at the place after the last token and after each draft."""

@@ -10,7 +10,9 @@ k drafts.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,15 +20,28 @@ from torch import Tensor
 from rorqual.errors import ConfigError
 from rorqual.inference import eager
 from rorqual.inference.paged import PagedStorage, PagedView
-from rorqual.inference.sampler import sample
+from rorqual.inference.sampler import key, sample
 from rorqual.inference.scheduler import Sequence, Work
 from rorqual.kernels import decode
+from rorqual.kernels.decode import Draws, Rows, whole
 from rorqual.model.transformer import CausalLM
 
 COMPILED_WIDTH = 64
 """Positions of one sequence up to which a piece of work is given to the compiled step; longer ones are GEMMs' business."""
 FLAT_ROWS = 64
 """Rows of one call of the step: its scratch grows with them."""
+DRAFT_WEIGHTS = "int8"
+"""Type of the MTP modules' matrices and of the head's copy for drafts: a quarter of the bytes, and a wrong draft changes no answer."""
+
+
+@dataclass(slots=True)
+class Forward:
+    """What a step's work gave: states [s m] of each piece; logits of the last token and the drafts of every piece that reaches its sequence's
+    end, in their order, and the tokens drawn from them, where the same call made them (else None, to be made from the states)."""
+
+    hidden: list[Tensor]
+    logits: Tensor | None = None
+    tokens: list[int] | None = None
 
 
 class Runner:
@@ -45,6 +60,8 @@ class Runner:
         self.modules = min(num_drafts, model.config.num_nextn_predict_layers)
         self._device = model.head_weight.device
         self._step: decode.DecodeStep | eager.EagerStep | None = None
+        self._compiled: decode.DecodeStep | None = None
+        self._drawable = model.config.vocab_size if vocab_limit is None else min(vocab_limit, model.config.vocab_size)
         own = "bf16" if model.model.norm.weight.dtype == torch.bfloat16 else "fp32"
         tensors, rope = {name: value.detach() for name, value in model.state_dict().items()}, model.rope
         self.why_not = decode.usable(model.config, tensors) if compiled else "switched off"
@@ -54,20 +71,28 @@ class Runner:
             raise ConfigError(f"weights ({weights!r}) need the compiled step, which does not run: {self.why_not}; use {own!r}")
         self._width: float = COMPILED_WIDTH if (weights or own) == "fp32" else math.inf
         if self.why_not is None:
-            self._step = decode.DecodeStep(model.config, tensors, rope.inv_freq, rope.amplitude, rope.softmax_scale, weights or own)
+            self._step = self._compiled = decode.DecodeStep(
+                model.config,
+                tensors,
+                rope.inv_freq,
+                rope.amplitude,
+                rope.softmax_scale,
+                weights or own,
+                DRAFT_WEIGHTS if num_drafts else None,
+            )
         elif storage.values.dtype == torch.float32 and eager.usable(model.config, tensors) is None:
             self._step = eager.EagerStep(model.config, tensors, rope.inv_freq, rope.amplitude, rope.softmax_scale)
 
     def refresh(self) -> None:
         """Follows a change of the model's weights."""
-        if isinstance(self._step, decode.DecodeStep):
-            self._step.refresh()
+        if self._compiled is not None:
+            self._compiled.refresh()
 
     @torch.no_grad()
     def weight_error(self) -> tuple[float, float] | None:
         """(relative error of the matrices, of the logits on 16 fixed tokens) that a lossy type makes against the model itself; None for others."""
-        step = self._step
-        if not isinstance(step, decode.DecodeStep) or not step.lossy:
+        step = self._compiled
+        if step is None or not step.lossy:
             return None
         ids = torch.linspace(0, self.model.config.vocab_size - 1, 16).long()
         want = self.model.logits(self.model(ids.unsqueeze(0)).hidden[0])
@@ -81,6 +106,43 @@ class Runner:
         if self._step is not None and (len(hidden) <= FLAT_ROWS or self._width > COMPILED_WIDTH):
             return self._step.logits(hidden)
         return self.model.logits(hidden)
+
+    def forward(self, work: list[Work]) -> Forward:
+        """`trunk`, and where the compiled step runs it all in one call, the logits, and the tokens if every draw is by temperature alone."""
+        step = self._compiled
+        if step is None or sum(one.end + len(one.drafts) - one.sequence.computed for one in work) > FLAT_ROWS:
+            return Forward(self.trunk(work))
+        rows, draws, plain, counts = Rows.none(), Draws.none(self._drawable), True, []
+        for one in work:
+            s, first = one.sequence, len(rows.ids)
+            count = one.end - s.computed + len(one.drafts)
+            rows.add(s.tokens[s.computed : one.end] + one.drafts, s.computed, s.blocks)
+            counts.append(count)
+            if one.end == len(s.tokens):
+                draws.rows.extend(range(first + count - 1 - len(one.drafts), first + count))
+                plain = plain and s.plain
+                if plain:
+                    self._add_draws(draws, s, one.end, 1 + len(one.drafts))
+        if not plain:
+            draws.keys = None
+        kept = self.storage.routes
+        routes = None if kept is None or not kept.shape[2] else torch.empty(kept.shape[2], len(rows.ids), kept.shape[3], dtype=torch.int64)
+        made = step.forward(rows, self.storage.values, draws if len(draws.rows) else None, routes=routes)
+        if routes is not None:
+            tables = self._tables([one.sequence for one in work], counts)
+            self.storage.keep(tables, self._tensor(rows.positions.tolist()).unsqueeze(1), routes.transpose(0, 1).unsqueeze(1))
+        return Forward([made.states] if len(work) == 1 else list(made.states.split(counts)), made.logits, made.tokens)
+
+    @staticmethod
+    def _add_draws(draws: Draws, s: Sequence, place: int, count: int) -> None:
+        """Draws of a sequence's tokens from `place` on."""
+        assert draws.keys is not None and draws.temperatures is not None
+        if s.params.greedy:
+            draws.keys.extend([0] * count)
+            draws.temperatures.extend([0.0] * count)
+        else:
+            draws.keys.extend([key(s.params.seed, s.choice, place + ahead, "sample") for ahead in range(count)])
+            draws.temperatures.extend([s.params.temperature] * count)
 
     def trunk(self, work: list[Work]) -> list[Tensor]:
         """States [s m] after the final norm for each piece of work, in its order; writes the trunk's entries."""
@@ -155,23 +217,75 @@ class Runner:
         """Takes the states of the next positions of one sequence for the drafter."""
         if self.modules:
             held = sequence.draft_hidden
-            sequence.draft_hidden = hidden if held is None else torch.cat([held, hidden])
+            sequence.draft_hidden = hidden if held is None or not len(held) else torch.cat([held, hidden])
 
     def catch_up(self, sequences: list[Sequence]) -> None:
         """Runs the MTP modules over the positions whose following tokens are known; the chunks of a prompt."""
-        ready = [(s, min(_seen(s) - 1, len(s.tokens) - self.modules)) for s in sequences]  # the newest state is `propose`'s
-        ready = [(s, end) for s, end in ready if end > s.draft_start]
-        for numbers in _by_width(end - s.draft_start for s, end in ready):
-            self._modules([ready[number][0] for number in numbers], ready[numbers[0]][1] - ready[numbers[0]][0].draft_start, 0)
+        ready = [(s, min(_seen(s) - 1, len(s.tokens) - self.modules) - s.draft_start) for s in sequences]  # the newest state is `propose`'s
+        self._draft([s for s, width in ready if width > 0], [width for _, width in ready if width > 0], 0)
 
     def propose(self, sequences: list[Sequence], num_drafts: int) -> list[list[int]]:
         """Guesses for the tokens after each sequence's last."""
+        return self._draft(sequences, [_seen(s) - s.draft_start for s in sequences], num_drafts)
+
+    def _draft(self, sequences: list[Sequence], widths: list[int], num_drafts: int) -> list[list[int]]:
+        """The modules over the next `widths` positions of each sequence."""
+        if not sequences:
+            return []
+        if self._compiled is not None and (self.modules == 1 or max(widths) <= self._width):
+            return self._flat_modules(self._compiled, sequences, widths, num_drafts)
         out: list[list[int]] = [[] for _ in sequences]
-        for numbers in _by_width(_seen(s) - s.draft_start for s in sequences):
-            group = [sequences[number] for number in numbers]
-            for number, drafts in zip(numbers, self._modules(group, _seen(group[0]) - group[0].draft_start, num_drafts), strict=True):
+        for numbers in _by_width(widths):
+            for number, drafts in zip(numbers, self._modules([sequences[n] for n in numbers], widths[numbers[0]], num_drafts), strict=True):
                 out[number] = drafts
         return out
+
+    def _flat_modules(self, step: decode.DecodeStep, group: list[Sequence], widths: list[int], num_drafts: int) -> list[list[int]]:
+        """All sequences' rows in one call a module; of the last one's, only each sequence's newest row needs a state, and for drafts alone."""
+        parts = [_pending(s) if len(_pending(s)) == width else _pending(s)[:width] for s, width in zip(group, widths, strict=True)]
+        hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
+        more = 1 if num_drafts else self.modules
+        known = [s.tokens[s.draft_start + 1 : s.draft_start + width + more] for s, width in zip(group, widths, strict=True)]
+        filters = any(s.params.filters for s in group)
+        for module in range(max(num_drafts, self.modules)):
+            rows, draws, last = Rows.none(), Draws.none(self._drawable), array("q")
+            for s, width, tokens in zip(group, widths, known, strict=True):
+                ahead = max(0, module - self.modules + 1)  # beyond the modules: the last one's own state, one place on
+                if ahead:
+                    rows.add(tokens[-1:], s.draft_start + width - 1 + ahead, s.blocks)
+                else:
+                    rows.add(tokens[module : module + width], s.draft_start, s.blocks)
+                last.append(len(rows.ids) - 1)
+                if num_drafts:
+                    self._add_draws(draws, s, s.draft_start + width + 1 + module, 1)
+            select = None if module < self.modules - 1 or len(last) == len(rows.ids) else last
+            if not num_drafts and module == self.modules - 1:
+                select = array("q")
+            draws.rows = whole(range(len(last))) if select is not None else last
+            if filters:
+                draws.keys = None
+            index = min(module, self.modules - 1)
+            made = step.forward(rows, self.storage.values, draws if num_drafts else None, module=index, hidden=hidden, select=select)
+            hidden = made.states
+            if num_drafts:
+                drawn = made.tokens
+                if drawn is None:
+                    assert made.logits is not None
+                    places = [s.draft_start + width + 1 + module for s, width in zip(group, widths, strict=True)]
+                    drawn = sample(made.logits, [s.params for s in group], [s.choice for s in group], places, self._vocab_limit).tolist()
+                for tokens, token in zip(known, drawn, strict=True):
+                    tokens.append(max(token, 0))  # NaN: the target's own logits will say so
+            if module == self.modules - 1 and select is None and num_drafts:
+                hidden = hidden[last.tolist()] if len(last) < len(hidden) else hidden
+        self._settle(group, widths, num_drafts)
+        return [tokens[len(tokens) - num_drafts :] for tokens in known]
+
+    def _settle(self, group: list[Sequence], widths: list[int], num_drafts: int) -> None:
+        """Notes what of the modules' entries is final: the last modules - 1 positions of drafts were run with guesses."""
+        for s, width in zip(group, widths, strict=True):
+            final = max(s.draft_start, s.draft_start + width - self.modules + 1) if num_drafts else s.draft_start + width
+            s.draft_hidden = _pending(s)[final - s.draft_start :]
+            s.draft_start = final
 
     def _modules(self, group: list[Sequence], width: int, num_drafts: int) -> list[list[int]]:
         starts = [s.draft_start for s in group]
@@ -194,11 +308,7 @@ class Runner:
                 for tokens, guess, token in zip(known, guesses, drawn, strict=True):
                     tokens.append(token)
                     guess.append(token)
-        for s in group:  # the last modules - 1 positions were run with guesses
-            end = s.draft_start + width
-            final = max(s.draft_start, end - self.modules + 1) if num_drafts else end
-            s.draft_hidden = _pending(s)[final - s.draft_start :]
-            s.draft_start = final
+        self._settle(group, [width] * len(group), num_drafts)
         return [guess[:num_drafts] for guess in guesses]
 
     def _view(self, group: list[Sequence], positions: Tensor) -> PagedView:

@@ -31,6 +31,7 @@ __all__ = [
     "TokenLogprobs",
     "draw",
     "key",
+    "refuse_nan",
     "sample",
     "scores",
     "token_logprobs",
@@ -110,12 +111,13 @@ def sample(
     width = logits.shape[1] if vocab_limit is None else min(vocab_limit, logits.shape[1])
     if sampling.usable(logits) and not any(p.filters and not p.greedy for p in params):
         tokens = sampling.draw(logits, _keys(params, choices, positions), [0.0 if p.greedy else p.temperature for p in params], width)
-        best = tokens.double().masked_fill(tokens < 0, float("nan"))
-    elif all(p.greedy for p in params):
+        refuse_nan(tokens.tolist() or [0])
+        return tokens
+    if all(p.greedy for p in params):
         best, tokens = logits[:, :width].max(dim=-1)
     else:
         best, tokens = (scores(logits[:, :width], params) + _noise(params, choices, positions, width, logits.device)).max(dim=-1)
-    _refuse_nan(best)
+    refuse_nan(torch.where(best.isnan(), -1, tokens).tolist() or [0])
     return tokens
 
 
@@ -135,9 +137,10 @@ def _noise(
     return noise
 
 
-def _refuse_nan(best: Tensor) -> None:
-    if bool(best.isnan().any()):
-        row = int(best.isnan().nonzero()[0])
+def refuse_nan(tokens: Sequence[int]) -> None:
+    """NonFiniteError where a row's token is -1: its logits held NaN."""
+    if min(tokens) < 0:
+        row = next(row for row, token in enumerate(tokens) if token < 0)
         raise NonFiniteError(f"logits of row {row} contain NaN; the weights or an activation are not finite, check the checkpoint")
 
 

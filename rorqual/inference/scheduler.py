@@ -26,7 +26,8 @@ class QueueFullError(RorqualError):
 class Sequence:
     """One choice of one request. `computed` leading tokens have their entries in the cache, MTP's up to `draft_start`.
 
-    `draft_hidden` are the trunk's states from `draft_start` on; `leader` is the choice whose prompt blocks this one will share.
+    `draft_hidden` are the trunk's states from `draft_start` on; `leader` is the choice whose prompt blocks this one will share; `plain`:
+    its tokens are drawn by temperature alone.
     """
 
     request_id: str
@@ -48,6 +49,7 @@ class Sequence:
     draft_hidden: Tensor | None = None
     prompt_logprobs: list[Any] | None = None
     finish_reason: str | None = None
+    plain: bool = False
 
     @property
     def output(self) -> list[int]:
@@ -96,20 +98,22 @@ class Scheduler:
     def schedule(self, num_drafts: int = 0) -> list[Work]:
         """The next step's work; every piece has its blocks. `num_drafts` guesses are wanted for each decoding sequence."""
         work: dict[Sequence, Work] = {}
-        left = self.budget
+        left, before = self.budget, self.preemptions
         decoding = [s for s in self.running if s.computed == len(s.tokens) - 1]
+        known = set(decoding)
         first = self._turn % len(decoding) if left < len(decoding) else 0  # more rows than budget: in turns
         self._turn += left
-        for sequence in decoding[first:] + decoding[:first]:
+        for sequence in decoding[first:] + decoding[:first] if first else decoding:
             if left < 1:
                 break
-            if sequence in self.running:
-                drafts = max(0, min(num_drafts, left - 1, sequence.max_length - len(sequence.tokens) - 1))
+            if before == self.preemptions or sequence in self.running:
+                drafts = max(0, min(num_drafts, left - 1, sequence.max_length - len(sequence.tokens) - 1)) if num_drafts else 0
                 if self._grow(sequence, len(sequence.tokens) + drafts, work):
                     work[sequence] = Work(sequence, len(sequence.tokens), drafts)
                     left -= 1 + drafts
-        self._admit(left)
-        reading = [s for s in self.running if s not in decoding]
+        if self.waiting:
+            self._admit(left)
+        reading = [s for s in self.running if s not in known] if len(self.running) > len(decoding) or before != self.preemptions else []
         while reading and left > 0:
             shortest = min(reading, key=lambda s: len(s.tokens) - s.computed)
             reading.remove(shortest)
@@ -118,6 +122,8 @@ class Scheduler:
             if shortest in self.running and self._grow(shortest, end, work):
                 work[shortest] = Work(shortest, end)
                 left -= end - shortest.computed
+        if before == self.preemptions:
+            return list(work.values())
         return [one for one in work.values() if one.sequence in self.running]
 
     def register(self, sequence: Sequence, end: int) -> None:

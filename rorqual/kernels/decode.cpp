@@ -258,7 +258,7 @@ struct Model {
 };
 
 // One call. Row i is token ids[i] at positions[i] of the sequence whose block table begins at tables[starts[i]]. States are wanted of `wanted`
-// rows alone, select[j] or all (null); the others only leave their entries. `drawn` of the wanted rows, rows[j] or all, get logits and tokens.
+// rows alone, select[j] or all (null); the others, in a call of one block, only leave their entries. `drawn` of the wanted rows, rows[j] or all, get logits and tokens.
 struct Call {
     long n, wanted, drawn, longest, first, last, ends, width;
     const int64_t *ids, *positions, *starts, *tables, *select, *rows, *keys;
@@ -302,7 +302,7 @@ struct Scratch {  // one for all threads, then what each has for itself
 // Carves it; with a null start counts the floats.
 long carve(const Model& model, const Call& a, Team t, float* start, Scratch& b) {
     const Sizes& s = model.s;
-    const long n = a.n, entry = s.c + s.r, slots = n * (s.chosen > 0 ? s.chosen : 1), ffn = s.dense > s.shared ? s.dense : s.shared;
+    const long n = a.n, q = a.wanted, entry = s.c + s.r, slots = q * (s.chosen > 0 ? s.chosen : 1), ffn = s.dense > s.shared ? s.dense : s.shared;
     const long few = n < FEW ? n : FEW, scores = 2 * s.experts + s.groups;
     long at = 0;
     auto take = [&](long count) {
@@ -311,10 +311,10 @@ long carve(const Model& model, const Call& a, Team t, float* start, Scratch& b) 
         return p;
     };
     auto take_whole = [&](long count) { return reinterpret_cast<int64_t*>(take(2 * count)); };
-    b.x = take(n * s.m), b.merged = take(a.ends ? 2 * n * s.m : 0), b.u = take(n * s.m), b.cq = take(n * s.q_rank), b.q = take(n * s.h * (s.d + s.r));
-    b.ckv = take(n * entry), b.latent = take(n * s.h * entry), b.mixed = take(n * s.h * s.c), b.heads = take(n * s.h * s.v);
-    b.scores = take(n * s.h * a.longest), b.hidden = take(slots * s.width), b.up = take(slots * s.width), b.rows = take(slots * s.m);
-    b.logits = take(n * scores), b.weights = take(slots), b.ffn = take(n * ffn), b.ffn_up = take(n * ffn), b.shared = take(n * s.m);
+    b.x = take(n * s.m), b.merged = take(a.ends ? 2 * n * s.m : 0), b.u = take(n * s.m), b.cq = take(q * s.q_rank), b.q = take(q * s.h * (s.d + s.r));
+    b.ckv = take(n * entry), b.latent = take(q * s.h * entry), b.mixed = take(q * s.h * s.c), b.heads = take(q * s.h * s.v);
+    b.scores = take(q * s.h * a.longest), b.hidden = take(slots * s.width), b.up = take(slots * s.width), b.rows = take(slots * s.m);
+    b.logits = take(q * scores), b.weights = take(slots), b.ffn = take(q * ffn), b.ffn_up = take(q * ffn), b.shared = take(q * s.m);
     b.experts = take_whole(slots);
     for (long i = 0; i < t.all; i++) {
         Scratch mine = b;
@@ -376,6 +376,7 @@ void attention(const Model& model, const Weights& w, const Call& a, Team t, Scra
         turn(e + s.c, model.cos + p * half, model.sin + p * half, half);
         std::memcpy(cache + (block * s.block_size + p % s.block_size) * entry, e, entry * sizeof(float));
     }
+    if (!q) return;
     const long inputs = s.q_rank ? s.q_rank : m;
     for (long h = t.from(s.h); h < t.to(s.h); h++) {  // [W^UK^T q_nope ; q_rope] of each head
         auto of_head = [&](long i) { return b.q + (i * s.h + h) * head; };
@@ -607,6 +608,7 @@ void step(const Model& model, const Call& a, Team t, Scratch& b) {
     for (long l = a.first; l < a.last; l++) {
         const Weights& w = model.blocks[l];
         attention(model, w, a, t, b, a.cache + l * s.num_blocks * s.block_size * (s.c + s.r));
+        if (!a.wanted) return;
         if (w.gate.data) {
             experts(model, w, a, t, b, routes);
             if (routes) routes += a.n * s.chosen;

@@ -90,6 +90,18 @@ class Rows:
             whole(ids.tolist()), whole(positions.tolist()), whole(range(0, len(tables) * width, width)), whole(tables.flatten().tolist())
         )
 
+    @classmethod
+    def none(cls) -> Rows:
+        """No rows, to be added to."""
+        return cls(array("q"), array("q"), array("q"), array("q"))
+
+    def add(self, ids: list[int], first: int, blocks: list[int]) -> None:
+        """Tokens of one sequence at positions from `first` on."""
+        self.ids.extend(ids)
+        self.positions.extend(range(first, first + len(ids)))
+        self.starts.extend([len(self.tables)] * len(ids))
+        self.tables.extend(blocks)
+
 
 @dataclass(slots=True)
 class Draws:
@@ -102,6 +114,11 @@ class Draws:
     keys: array[int] | None = None
     temperatures: array[float] | None = None
     width: int = 0
+
+    @classmethod
+    def none(cls, width: int) -> Draws:
+        """No rows, to be added to."""
+        return cls(array("q"), array("q"), array("d"), width)
 
 
 @dataclass(slots=True)
