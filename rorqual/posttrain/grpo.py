@@ -23,7 +23,7 @@ from rorqual.adapters import lora, peft
 from rorqual.checkpoint import folder as folders
 from rorqual.checkpoint import hf, resume
 from rorqual.data import counters
-from rorqual.errors import ConfigError, DataError, NonFiniteError
+from rorqual.errors import ConfigError, DataError, NonFiniteError, RorqualError
 from rorqual.inference.prompts import end_ids
 from rorqual.inference.sampler import key
 from rorqual.posttrain import update
@@ -161,7 +161,7 @@ class _Loop:
             while at.step < config.steps and not self._out_of_time():
                 began = time.monotonic()
                 if not self.state.waiting:
-                    self._sample()
+                    self._sample_or_save()
                 done = stop.signal is None and self._step(stop, began)
                 if not done:
                     at.seconds += time.monotonic() - began
@@ -185,6 +185,18 @@ class _Loop:
         return self.run.max_seconds is not None and self.state.position.seconds >= self.run.max_seconds
 
     # ------------------------------------------------------------------ one rollout
+
+    def _sample_or_save(self) -> None:
+        """A rollout. Where it fails (a server that went away, no signal) the steps before it are saved first, as if it had not begun."""
+        before = replace(self.state.position)
+        try:
+            self._sample()
+        except RorqualError as error:
+            self.state.position, self.state.figures = before, {}
+            if before.step:
+                self._save()
+                self.progress.say(f"saved step {before.step}; --resume goes on from there ({type(error).__name__})")
+            raise
 
     def _sample(self) -> None:
         """Fills the state with the groups of a rollout, judged, ready for their steps."""

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from rorqual.checkpoint import hf
+from rorqual.checkpoint import hf, resume
 from rorqual.errors import CheckpointError, ConfigError, DataError, RunError
 from rorqual.posttrain import grpo
 from rorqual.posttrain.grpo import run_grpo
@@ -193,6 +193,28 @@ def test_a_task_without_signal_stops_with_an_error_and_keeps_what_was_said(model
         go(run, tmp_path / "out", judges={"model": judge})
     assert len(train_lines(tmp_path / "out")) == 2 and len(lines(tmp_path / "out", "answers.jsonl")) == 6
     assert all(row["outcome"] == "no signal" for row in train_lines(tmp_path / "out"))
+    assert resume.steps(tmp_path / "out" / "checkpoints") == [2]  # what was done before is kept
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_costs_nothing_that_was_done(model, tmp_path, monkeypatch):
+    run = run_of(model, checkpoint_every_steps=99)
+    go(run, tmp_path / "whole")
+    sample, calls = grpo.LocalRollout.sample, []
+
+    def gone(*given):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RunError("the server answers no more")
+        return sample(*given)
+
+    monkeypatch.setattr(grpo.LocalRollout, "sample", gone)
+    with pytest.raises(RunError, match="answers no more"):
+        go(run, tmp_path / "cut")
+    assert resume.steps(tmp_path / "cut" / "checkpoints") == [2]
+    go(run, tmp_path / "cut", resume_run=True)
+    assert same(tmp_path / "whole", tmp_path / "cut") and train_lines(tmp_path / "whole") == train_lines(tmp_path / "cut")
+    assert lines(tmp_path / "whole", "answers.jsonl") == lines(tmp_path / "cut", "answers.jsonl")
 
 
 def test_groups_without_signal_are_counted_dropped_or_refilled(model, tmp_path):
