@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rorqual.cli import memory_check, tuning
+from rorqual.errors import DataError
 
 if TYPE_CHECKING:
     from rorqual.posttrain.reward_config import RewardConfig
@@ -150,6 +151,12 @@ def _judge(args: argparse.Namespace) -> Path:
     judge = Judge(open_teacher(args.judge, api_key=os.environ.get(args.api_key_env)), settings)
     with BuildProgress() as bars:
         counts = annotate(args.data, judge, out, bars)
+    if not counts["kept"]:
+        out.unlink()
+        reasons = ", ".join(f"{count:,} x {what}" for what, count in counts.items() if what != "kept")
+        raise DataError(
+            f"the judge left no pair of {args.data} ({reasons}); use a judge that ends with the line it is asked for, or more --judge-tokens"
+        )
     print(f"{out}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items()), file=sys.stderr)
     return out
 

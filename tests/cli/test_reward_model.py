@@ -79,3 +79,11 @@ def test_mistakes_are_one_message(tmp_path, folder, data, capsys):
     for message in ("has no config.json", "cannot read nothing", "holds no finished reward model", "holds no run to resume"):
         assert message in said
     assert "Traceback" not in said
+
+
+def test_a_judge_that_cannot_be_read_leaves_no_file_behind(tmp_path, folder, data, capsys):
+    with teachers.server(lambda body: (200, teachers.message("I like both"))) as url:
+        argv = ["reward-model", "--model", str(folder), "--data", str(data), "--judge", url, "--votes", "1", "--out", str(tmp_path / "r")]
+        assert main(argv) == 1
+    assert "left no pair of" in (said := capsys.readouterr().err) and "16 x too few votes could be read" in said
+    assert not list(tmp_path.glob("r.judged*"))
