@@ -106,7 +106,7 @@ long rq_draw_row(const float* logits, long width, int64_t key, double temperatur
 
 // The same for every row of logits [b, stride], of the first v ids.
 void rq_draw(const float* logits, long b, long stride, long v, const int64_t* keys, const double* temperature, int64_t* tokens) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (b > 1)
   for (long r = 0; r < b; ++r) {
     tokens[r] = draw(logits + r * stride, v, static_cast<uint64_t>(keys[r]), temperature[r]);
   }
@@ -114,7 +114,7 @@ void rq_draw(const float* logits, long b, long stride, long v, const int64_t* ke
 
 // log softmax at one id of each row, and that id's place from 1 among all, equal ones in order of their ids.
 void rq_token_logprobs(const float* logits, long b, long stride, long v, const int64_t* tokens, double* logprobs, int64_t* ranks) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (b > 1)
   for (long r = 0; r < b; ++r) {
     const float* x = logits + r * stride;
     const long best = argmax(x, v);
