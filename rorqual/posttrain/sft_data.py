@@ -321,13 +321,27 @@ def _digest(path: Path) -> str:
 
 
 def describe(sample: Sample, tokenizer: Tokenizer, marks: tuple[str, str] = ("[", "]")) -> str:
-    """The sample as text, each learned stretch between the marks: what a person checks before a run."""
+    """The sample as text, each learned stretch between the marks: what a person checks before a run.
+
+    Text that reads like a control token and is none has a backslash in front.
+    """
+    names = {number: name for name, number in tokenizer.added_tokens.items()}
+    alike = re.compile("|".join(map(re.escape, names.values())) or r"(?!)")
+
+    def spelled(ids: Sequence[int]) -> str:
+        parts, first = [], 0
+        for place in [*(at for at, number in enumerate(ids) if number in names), len(ids)]:
+            parts.append(alike.sub(lambda found: f"\\{found[0]}", tokenizer.decode(ids[first:place])))
+            parts += [names[number] for number in ids[place : place + 1]]
+            first = place + 1
+        return "".join(parts)
+
     out, at = [], 0
     while at < len(sample.ids):
         end = at
         while end < len(sample.ids) and sample.learned[end] == sample.learned[at]:
             end += 1
-        text = tokenizer.decode(sample.ids[at:end])
+        text = spelled(sample.ids[at:end])
         out.append(f"{marks[0]}{text}{marks[1]}" if sample.learned[at] else text)
         at = end
     return "".join(out)
