@@ -190,7 +190,6 @@ class Engine:
         self.pool.forget()
         self.runner.refresh()
 
-    @torch.no_grad()
     def step(self) -> list[StepOutput]:
         """One forward for what is due; the new tokens of each choice that got any, and the end of those that ran out of time."""
         out = self._expired()

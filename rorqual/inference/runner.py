@@ -101,6 +101,7 @@ class Runner:
         got = step.logits(step.trunk(ids, positions, torch.zeros(16, 1, dtype=torch.int64), storage))
         return step.weight_error(), float((got - want).norm() / want.norm().clamp_min(1e-30))
 
+    @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
         """The head on rows of states."""
         if self._step is not None and (len(hidden) <= FLAT_ROWS or self._width > COMPILED_WIDTH):
@@ -144,6 +145,7 @@ class Runner:
             draws.keys.extend([key(s.params.seed, s.choice, place + ahead, "sample") for ahead in range(count)])
             draws.temperatures.extend([s.params.temperature] * count)
 
+    @torch.no_grad()
     def trunk(self, work: list[Work]) -> list[Tensor]:
         """States [s m] after the final norm for each piece of work, in its order; writes the trunk's entries."""
         out: list[Tensor] = [torch.empty(0)] * len(work)
@@ -287,6 +289,7 @@ class Runner:
             s.draft_hidden = _pending(s)[final - s.draft_start :]
             s.draft_start = final
 
+    @torch.no_grad()
     def _modules(self, group: list[Sequence], width: int, num_drafts: int) -> list[list[int]]:
         starts = [s.draft_start for s in group]
         hidden = torch.stack([_pending(s)[:width] for s in group])

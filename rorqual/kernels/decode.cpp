@@ -96,8 +96,9 @@ template <int O>
 inline void outputs(const float* const* x, long n, const float* w, long k, float* const* y, long out) {
     long row = 0;
     for (; row + 4 <= n; row += 4) tile<4, O>(x + row, w, k, y + row, out);
-    if (row + 2 <= n) tile<2, O>(x + row, w, k, y + row, out), row += 2;
-    if (row < n) tile<1, O>(x + row, w, k, y + row, out);
+    if (n - row == 3) return tile<3, O>(x + row, w, k, y + row, out);
+    if (n - row == 2) return tile<2, O>(x + row, w, k, y + row, out);
+    if (n - row == 1) tile<1, O>(x + row, w, k, y + row, out);
 }
 
 constexpr long GROUP = 4;  // outputs of a tile
@@ -630,6 +631,9 @@ void step(const Model& model, const Call& a, Team t, Scratch& b) {
 }  // namespace
 
 extern "C" {
+
+// Inputs up to which a matrix can be of the kind that rounds them: 0 where the machine has no such instructions.
+long rq_most_rounded(void) { return CAN_ROUND ? MOST_ROUNDED : 0; }
 
 void rq_linear(const float* x, const Matrix* w, float* y, long n, long k, long o) {
 #pragma omp parallel

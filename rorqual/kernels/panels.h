@@ -2,6 +2,8 @@
 // input, the weights of its 16 outputs side by side, so that a sum lives in one lane and needs no adding up across lanes. Two neighbouring
 // panels are interleaved, input by input, so that one row reads a single stream; an odd last panel stands alone.
 // Sums run over the inputs in their order, whatever the tile. Included by decode.cpp alone, after `lanes` and `load`.
+// A fifth kind, for drafts, multiplies INT8 by INT8: each row's inputs are rounded to 8 bits by their largest magnitude, and four
+// neighbouring inputs of an output lie side by side. Whole numbers: no order at all.
 
 #pragma once
 
@@ -15,8 +17,10 @@ constexpr long PANEL = 16;  // outputs of a panel
 constexpr long UNIT = 32;   // outputs of two panels, the least that a thread takes
 constexpr long CHUNK = 64;  // outputs whose weights stay close while all rows pass
 constexpr long TILE = 8;    // rows of a tile
+constexpr long ROUNDED = 5;  // number of the kind whose inputs are rounded
+constexpr long MOST_ROUNDED = 32768;  // inputs of such a matrix
 
-// `kind`: panels in 1 FP32, 2 BF16, 3 FP16, 4 INT8. `scale` of each output for kind 4.
+// `kind`: panels in 1 FP32, 2 BF16, 3 FP16, 4 INT8, 5 INT8 for rounded inputs. `scale` of each output for kinds 4 and 5.
 struct Matrix {
     const void* data;
     const float* scale;
@@ -156,9 +160,76 @@ inline long units(long outputs) { return (outputs + UNIT - 1) / UNIT; }
 
 // Matrix number `index` of a stack of matrices of `o` outputs and `k` inputs.
 inline Matrix part(const Matrix& w, long index, long o, long k) {
-    const long sizes[] = {4, 4, 2, 2, 1}, at = index * ((o + PANEL - 1) / PANEL * PANEL);
-    return {static_cast<const char*>(w.data) + at * k * sizes[w.kind], w.scale ? w.scale + at : nullptr, w.kind};
+    const long sizes[] = {4, 4, 2, 2, 1, 1}, at = index * ((o + PANEL - 1) / PANEL * PANEL), inputs = w.kind == ROUNDED ? (k + 3) / 4 * 4 : k;
+    return {static_cast<const char*>(w.data) + at * inputs * sizes[w.kind], w.scale ? w.scale + at : nullptr, w.kind};
 }
+
+#if defined(__AVX512VNNI__) && defined(__AVX512F__)
+// One row by V panels of `groups` groups of four inputs. The inputs are 128 too large, to have no sign; `ones` takes that back.
+template <int V, int S>
+inline void rounded_tile(const uint8_t* x, float scale, const int8_t* w, const float* scales, long groups, float* y, long out, long o) {
+    __m512i sum[V], ones[V];
+    for (int v = 0; v < V; v++) sum[v] = ones[v] = _mm512_setzero_si512();
+    const __m512i one = _mm512_set1_epi8(1);
+    for (long g = 0; g < groups; g++) {
+        int32_t four;
+        std::memcpy(&four, x + 4 * g, sizeof four);
+        const __m512i value = _mm512_set1_epi32(four);
+        for (int v = 0; v < V; v++) {
+            const __m512i weight = _mm512_loadu_si512(w + ((v / S * groups + g) * S + v % S) * 64);
+            sum[v] = _mm512_dpbusd_epi32(sum[v], value, weight);
+            ones[v] = _mm512_dpbusd_epi32(ones[v], one, weight);
+        }
+    }
+    for (int v = 0; v < V; v++) {
+        const long first = out + v * PANEL;
+        const __m512i total = _mm512_sub_epi32(sum[v], _mm512_slli_epi32(ones[v], 7));
+        const lanes result = (lanes)_mm512_cvtepi32_ps(total) * scale * load(scales + first);
+        std::memcpy(y + first, &result, (o - first < PANEL ? o - first : PANEL) * sizeof(float));
+    }
+}
+
+// x / scale + 128 as bytes, filled up with 128 to a multiple of four; returns the scale
+inline float round_row(const float* x, long k, uint8_t* bytes) {
+    lanes most = lanes{};
+    float largest = 0.0f;
+    long i = 0;
+    for (; i + LANES <= k; i += LANES) {
+        const lanes value = load(x + i), size = value < 0 ? -value : value;
+        most = size > most ? size : most;
+    }
+    for (; i < k; i++) largest = std::fabs(x[i]) > largest ? std::fabs(x[i]) : largest;
+    for (int j = 0; j < LANES; j++) largest = most[j] > largest ? most[j] : largest;
+    const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    for (i = 0; i + LANES <= k; i += LANES) {
+        const __m512i whole = _mm512_cvtps_epi32((__m512)(load(x + i) * inverse + 128.0f));
+        const __m128i narrow = _mm512_cvtepi32_epi8(whole);
+        std::memcpy(bytes + i, &narrow, sizeof narrow);
+    }
+    for (; i < k; i++) bytes[i] = static_cast<uint8_t>(x[i] * inverse + 128.5f);
+    for (; i % 4; i++) bytes[i] = 128;
+    return largest / 127.0f;
+}
+
+template <typename In, typename Out>
+inline void multiply_rounded(const Matrix& w, long k, long o, long n, In in, Out out, long first, long last) {
+    const long groups = (k + 3) / 4, paired = (o + PANEL - 1) / UNIT * UNIT, end = last < paired ? last : paired;
+    const int8_t* data = static_cast<const int8_t*>(w.data);
+    uint8_t bytes[MOST_ROUNDED];
+    for (long i = 0; i < n; i++) {
+        const float scale = round_row(in(i), k, bytes);
+        long at = first;
+        for (; at + UNIT < end; at += 2 * UNIT) rounded_tile<4, 2>(bytes, scale, data + at * groups * 4, w.scale, groups, out(i), at, o);
+        for (; at < end; at += UNIT) rounded_tile<2, 2>(bytes, scale, data + at * groups * 4, w.scale, groups, out(i), at, o);
+        if (at < last) rounded_tile<1, 1>(bytes, scale, data + at * groups * 4, w.scale, groups, out(i), at, o);
+    }
+}
+constexpr bool CAN_ROUND = true;
+#else
+template <typename In, typename Out>
+inline void multiply_rounded(const Matrix&, long, long, long, In, Out, long, long) {}
+constexpr bool CAN_ROUND = false;
+#endif
 
 // out(i) = W in(i) for n rows: units `from` up to `to` of the `o` outputs, `k` inputs
 template <typename In, typename Out>
@@ -166,6 +237,7 @@ inline void multiply(const Matrix& w, long k, long o, long n, In in, Out out, lo
     const float* x[TILE];
     float* y[TILE];
     const long end = to * UNIT < o ? to * UNIT : o;
+    if (w.kind == ROUNDED) return multiply_rounded(w, k, o, n, in, out, from * UNIT, end);
     for (long first = from * UNIT; first < end; first += CHUNK) {
         const long last = first + CHUNK < end ? first + CHUNK : end;
         for (long row = 0; row < n; row += TILE) {

@@ -8,7 +8,7 @@ import torch
 from rorqual.errors import ConfigError
 from rorqual.kernels import native
 from rorqual.kernels.decode import _Matrix
-from rorqual.kernels.panels import KINDS, Panels
+from rorqual.kernels.panels import KINDS, Panels, most_rounded
 
 
 def _weight(*shape: int) -> torch.Tensor:
@@ -71,3 +71,18 @@ def test_the_kernel_multiplies_by_what_the_panels_stand_for(dtype, outputs):
     for count in range(1, 19):
         assert torch.equal(run(x[:count]), whole[:count])
         assert torch.equal(run(x[19 - count :]), whole[19 - count :])
+
+
+@pytest.mark.skipif(not most_rounded(), reason="this machine multiplies no bytes, or there is no compiler")
+@pytest.mark.parametrize(("outputs", "inputs"), [(50, 45), (16, 64), (200, 21)])
+def test_rounded_inputs(outputs, inputs):
+    """The kernel's result is that of inputs rounded to 127 steps of their largest magnitude, exact but for the two scales."""
+    weight, x = _weight(outputs, inputs), _weight(5, inputs)
+    x[3] = 0.0
+    panels = Panels(weight, "int8", rounded=True)
+    assert panels.kind == 5 and torch.equal(panels.dense(), Panels(weight, "int8").dense())
+    matrix, out = _Matrix(panels.values.data_ptr(), panels.scale.data_ptr(), panels.kind), torch.empty(5, outputs)
+    native._call("rq_linear", x, ctypes.c_void_p(ctypes.addressof(matrix)), out, 5, inputs, outputs)
+    step = x.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
+    want = ((x / step).round() * step).double() @ panels.dense()[0].double().t()
+    torch.testing.assert_close(out.double(), want, atol=2e-5 + float(step.max()) * 0.03, rtol=1e-5)
