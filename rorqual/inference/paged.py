@@ -19,6 +19,7 @@ from rorqual.inference.blocks import BLOCK_SIZE
 class PagedStorage:
     """`values` is [layers, num_blocks, block_size, c + r]; `num_layers` includes the MTP modules asked for.
 
+    `scratch`: True adds one block behind them, whose number the attribute then is (else None): padding of a recorded step writes there.
     With `keep_routes`, `routes` [num_blocks, block_size, MoE layers of the trunk, chosen] holds the experts that each slot's token went to.
     """
 
@@ -33,7 +34,10 @@ class PagedStorage:
         device: torch.device | str = "cpu",
         poison: bool = False,
         keep_routes: bool = False,
+        scratch: bool = False,
     ) -> None:
+        self.scratch = num_blocks if scratch else None
+        num_blocks += scratch
         self.routes: Tensor | None = None
         if keep_routes:
             moe = sum(config.is_moe(layer) for layer in range(config.num_hidden_layers))

@@ -8,11 +8,14 @@ expert, h head, d head width, r rotary width, p pair, v vocabulary.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from types import ModuleType
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rorqual.kernels import native, reference
+from rorqual.kernels import native, reference, rows
 from rorqual.kernels.reference import rope
 
 __all__ = [
@@ -29,6 +32,7 @@ __all__ = [
     "mla_heads",
     "rms_norm",
     "rope",
+    "row_kernels",
     "sort_by_expert",
     "sum_of_squares",
     "swiglu",
@@ -168,19 +172,33 @@ def grouped_wgrad(
     return grad.masked_fill_(empty.view(-1, 1, 1), 0.0)
 
 
+def row_kernels(device: str) -> tuple[ModuleType, str | None]:
+    """(kernels.triton_rows, None) for "cuda" where it runs, else (kernels.rows, why): the operations of a decode step on a GPU."""
+    if device != "cuda" or not torch.cuda.is_available():
+        return rows, "no CUDA device"
+    if find_spec("triton") is None:
+        return rows, "triton is not installed; install rorqual[gpu]"
+    capability = torch.cuda.get_device_capability()
+    if torch.version.hip is None and capability < (8, 0):
+        return rows, f"the device has compute capability {capability[0]}.{capability[1]}, and the Triton kernels take 8.0 and up"
+    from rorqual.kernels import triton_rows
+
+    return triton_rows, None
+
+
 def backend_report() -> list[dict[str, str]]:
     """For each operation: {op, backend, why}, as `rorqual doctor` prints it."""
     built = native.library()
     compiled = "compiled C++" if built.library is not None else "plain PyTorch"
     gpu = torch.cuda.is_available()
-    rows = [{"op": op, "backend": compiled, "why": built.detail} for op in (
+    report = [{"op": op, "backend": compiled, "why": built.detail} for op in (
         "rms_norm", "swiglu", "mla_heads", "top_k", "sort_by_expert", "gather_rows", "combine_rows", "linear_cross_entropy", "adamw",
         "fp8.dequantize", "fp8.quantize")]  # fmt: skip
     sdpa = "scaled_dot_product_attention, V padded to the width of Q and K"
     short = (
         f"blocks of query rows up to {_KEPT_PROBABILITIES} positions in FP32 on a CPU, else {sdpa}" if built.library is not None else sdpa
     )
-    rows.append(
+    report.append(
         {"op": "attention", "backend": short, "why": "half the square is enough under a causal mask; the fused kernel wants equal widths"}
     )
     grouped = (
@@ -188,5 +206,11 @@ def backend_report() -> list[dict[str, str]]:
         if gpu
         else ("one GEMM per expert", "no CUDA device; on a CPU a GEMM per expert into one buffer is faster than grouped_mm")
     )
-    rows.append({"op": "grouped GEMM", "backend": grouped[0], "why": grouped[1]})
-    return rows
+    report.append({"op": "grouped GEMM", "backend": grouped[0], "why": grouped[1]})
+    without = row_kernels("cuda")[1]
+    if without is None:
+        step = ("Triton, recorded in CUDA graphs", "CUDA device; BF16 or FP32 weights")
+    else:
+        step = ("compiled decode step" if built.library is not None else "lean PyTorch step", f"{without}; {built.detail}")
+    report.append({"op": "latent attention of decode", "backend": step[0], "why": step[1]})
+    return report

@@ -41,13 +41,14 @@ def rms_norm(x: Float[Tensor, "n m"], weight: Float[Tensor, " m"], eps: float) -
 
 def linear(x: Float[Tensor, "n i"], weight: Float[Tensor, "o i"], dtype: torch.dtype | None = None) -> Float[Tensor, "n o"]:
     """x W^T, sums in FP32, in `dtype` (default: x's)."""
-    made = torch.bmm(weight.float().unsqueeze(0).expand(len(x), -1, -1), x.float().unsqueeze(2)).squeeze(2)
-    return made.to(dtype or x.dtype)
+    made = [torch.mv(weight.float(), row) for row in x.float()]
+    return torch.stack(made).to(dtype or x.dtype)
 
 
 def head_linear(x: Float[Tensor, "n h i"], weight: Float[Tensor, "h o i"]) -> Float[Tensor, "n h o"]:
     """Each head's rows times its own matrix, sums in FP32; strides of any kind."""
-    return torch.einsum("nhi,hoi->nho", x.float(), weight.float()).to(x.dtype)
+    made = [torch.bmm(weight.float(), row.unsqueeze(2)).squeeze(2) for row in x.float()]
+    return torch.stack(made).to(x.dtype)
 
 
 def expert_linear(
@@ -55,8 +56,8 @@ def expert_linear(
 ) -> Float[Tensor, "w o"]:
     """Row w is x[source[w]] times the matrix of the expert to whose rows w belongs, sums in FP32."""
     expert = torch.searchsorted(ends, torch.arange(len(source), device=x.device), right=True)
-    picked = weight.index_select(0, expert).float()
-    return torch.bmm(picked, x.index_select(0, source).float().unsqueeze(2)).squeeze(2).to(x.dtype)
+    picked, given = weight.index_select(0, expert).float(), x.index_select(0, source).float()
+    return torch.stack([torch.mv(matrix, row) for matrix, row in zip(picked, given, strict=True)]).to(x.dtype)
 
 
 def combine(
@@ -78,9 +79,10 @@ def latent_attention(
     latent: int,
 ) -> Float[Tensor, "n h c"]:
     """softmax(q . entries * scale) times the entries' first `latent` numbers; row n sees entries 0 .. positions[n] of its table's blocks."""
-    entries = cache[tables].flatten(1, 2).float()
-    seen = torch.arange(entries.shape[1], device=q.device) <= positions.unsqueeze(1)
-    entries = entries.masked_fill(~seen.unsqueeze(2), 0.0)  # what a free slot holds, NaN in test mode, enters nowhere
-    scores = torch.einsum("nhe,nte->nht", q.float(), entries) * scale
-    share = scores.masked_fill(~seen.unsqueeze(1), float("-inf")).softmax(dim=-1)
-    return torch.einsum("nht,ntc->nhc", share, entries[..., :latent]).to(q.dtype)
+    seen = torch.arange(tables.shape[1] * cache.shape[1], device=q.device) <= positions.unsqueeze(1)
+    out = []
+    for row, (query, table) in enumerate(zip(q.float(), tables, strict=True)):
+        entries = cache[table].flatten(0, 1).float().masked_fill(~seen[row].unsqueeze(1), 0.0)  # NaN of a free slot enters nowhere
+        share = (query @ entries.t() * scale).masked_fill(~seen[row], float("-inf")).softmax(dim=-1)
+        out.append(share @ entries[:, :latent])
+    return torch.stack(out).to(q.dtype)
