@@ -135,6 +135,9 @@ def problem_of(raw: object) -> Problem:
         raise DataError(f"kind ({kind!r}) must be one of {', '.join(KINDS)}")
     if kind == "code" and not raw.get("tests"):
         raise DataError("kind 'code' needs tests")
+    tests = raw.get("tests") or ""
+    if not isinstance(tests, str) and not (isinstance(tests, list) and all(isinstance(one, str) for one in tests)):
+        raise DataError("tests must be text or a list of texts")
     if kind in ("math", "choice", "exact") and not (answer and answer.strip()):
         raise DataError(f"kind {kind!r} needs an answer")
     known = {"messages", "prompt", "question", "problem", "answer", "gold", "kind", "id"}

@@ -99,13 +99,16 @@ class Rewards:
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Refuses, before any work, what could not be judged: DeviceError for tests of code where no sandbox holds, ConfigError for problems without
-        a rule where accuracy is all that is asked for."""
+        a rule, or without tests, where a reward needs them."""
         if self.weights.keys() & {"accuracy", "code"} and any(problem.kind == "code" for problem in problems):
             _ = self._judges.tools.sandbox
         if "accuracy" in self.weights and all(problem.kind == "none" for problem in problems):
             raise ConfigError(
                 "reward `accuracy` needs problems with an answer or tests, and none has one; use --reward model, or give answers"
             )
+
+        if "code" in self.weights and not any(problem.kind == "code" for problem in problems):
+            raise ConfigError("reward `code` needs problems with `tests`, and none has any; give tests, or leave the reward out")
 
     def close(self) -> None:
         """Ends the processes that judged."""

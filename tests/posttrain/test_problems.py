@@ -34,7 +34,7 @@ def test_forms_and_kinds():
         ([], "list"), ({"answer": "1"}, "content"), ({"prompt": "q", "answer": ""}, None), ({"prompt": "q", "answer": [1]}, "answer is a list"),
         ({"prompt": "q", "kind": "code"}, "needs tests"), ({"prompt": "q", "kind": "riddle"}, "must be one of"), ({"messages": []}, "no messages"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "must be a user's"), ({"messages": [{"role": "boss", "content": "a"}]}, "role"),
-        ({"prompt": "q", "kind": "math"}, "needs an answer"),
+        ({"prompt": "q", "kind": "math"}, "needs an answer"), ({"prompt": "q", "tests": {"a": 1}}, "tests must be text"), ({"prompt": "q", "tests": [1]}, "list of texts"),
     ],
 )  # fmt: skip
 def test_lines_that_cannot_be_used_say_why(line, why):

@@ -144,6 +144,8 @@ def test_unknown_components_and_problems_without_a_rule_are_refused():
         rewards(rewards={"model": 1.0})
     with pytest.raises(ConfigError, match="needs problems with an answer"):
         rewards().check([Problem("n", ({"role": "user", "content": "Sing."},))])
+    with pytest.raises(ConfigError, match="needs problems with `tests`"):
+        rewards(rewards={"code": 1.0, "format": 0.1}).check([MATHS])
     assert math.isnan(rewards().judge(Problem("n", ()), answer("la")).reward)
 
 
