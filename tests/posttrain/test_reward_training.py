@@ -137,9 +137,11 @@ def test_adapters_and_score_train_alone_and_are_read_by_name(tmp_path, folder):
     assert facts["weights"] != open_base(folder).fingerprint() == reward_base(folder).fingerprint()
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, folder, monkeypatch):
+@pytest.mark.parametrize("lora", [None, pytest.param(LoraConfig(rank=2), marks=pytest.mark.slow)], ids=["all weights", "adapters"])
+def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, folder, monkeypatch, lora):
+    result = "hf" if lora is None else "adapter"
     few = {"epochs": 1, "batch": 2, "validation_share": 0.0, "checkpoint_every_steps": 2}
-    config = _config(folder, _data(tmp_path / "p.jsonl", reasoning=True, count=8), **few)
+    config = _config(folder, _data(tmp_path / "p.jsonl", reasoning=True, count=8), lora=lora, **few)
     train_reward(config, tmp_path / "whole", progress=False)
     made, one = [], reward_training._Loop._one
 
@@ -151,14 +153,16 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, folder, monkeypat
         patch.setattr(reward_training._Loop, "_one", stopping)
         part = train_reward(config, tmp_path / "cut", progress=False)
     assert (
-        part.step == 3 < part.steps and resume.steps(tmp_path / "cut" / "checkpoints") == [2, 3] and not (tmp_path / "cut" / "hf").exists()
+        part.step == 3 < part.steps
+        and resume.steps(tmp_path / "cut" / "checkpoints") == [2, 3]
+        and not (tmp_path / "cut" / result).exists()
     )
     with pytest.raises(ConfigError, match="learning_rate was 0.005"):
-        train_reward(_config(folder, config.data, **few, learning_rate=1.0), tmp_path / "cut", resume_run=True, progress=False)
+        train_reward(_config(folder, config.data, lora=lora, **few, learning_rate=1.0), tmp_path / "cut", resume_run=True, progress=False)
     train_reward(config, tmp_path / "cut", resume_run=True, progress=False)
-    for name in ("model.safetensors", "reward_head.safetensors", "reward.json"):
-        assert (tmp_path / "cut" / "hf" / name).read_bytes() == (tmp_path / "whole" / "hf" / name).read_bytes(), name
-    assert json.loads((tmp_path / "whole" / "hf" / "reward.json").read_text())["reasoning"] is True
+    for name in ("model.safetensors" if lora is None else "adapter_model.safetensors", "reward_head.safetensors", "reward.json"):
+        assert (tmp_path / "cut" / result / name).read_bytes() == (tmp_path / "whole" / result / name).read_bytes(), name
+    assert json.loads((tmp_path / "whole" / result / "reward.json").read_text())["reasoning"] is True
 
 
 def test_what_is_left_out_is_counted(tmp_path, folder):
