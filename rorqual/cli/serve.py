@@ -120,13 +120,12 @@ def _say_ready(opened: Opened, host: str, port: int, keyed: bool, began: float) 
     engine, served = opened.engine, opened.served
     shown = f"[{host}]" if ":" in host else host
     blocks = engine.pool.num_blocks * engine.pool.block_size
-    path = engine.runner.why_not
     print(f"{served.name}: ready in {time.perf_counter() - began:.1f} s", file=sys.stderr)
     print(f"  chat page      http://{shown}:{port}/", file=sys.stderr)
     print(f"  OpenAI's API   http://{shown}:{port}/v1{' (with a key)' if keyed else ''}", file=sys.stderr)
     print(
         f"  chat style {served.style}, context {served.max_model_len}, cache {blocks:,} tokens, "
-        f"decode step {'compiled' if path is None else f'PyTorch ({path})'}, drafts {engine.num_drafts or 'off'}",
+        f"decode step {engine.runner.path}, drafts {engine.num_drafts or 'off'}",
         file=sys.stderr,
     )
     print("  Ctrl-C finishes what runs, then stops", file=sys.stderr, flush=True)

@@ -126,8 +126,9 @@ class Engine:
         self.end_ids = frozenset([config.eos_token_id, *end_ids])
         device = model.head_weight.device
         self.storage = PagedStorage(
-            config, num_blocks, num_layers=layers, dtype=dtype, device=device, poison=poison, keep_routes=enable_return_routed_experts
-        )
+            config, num_blocks, num_layers=layers, dtype=dtype, device=device, poison=poison, keep_routes=enable_return_routed_experts,
+            scratch=device.type == "cuda",
+        )  # fmt: skip
         self.pool = BlockPool(num_blocks, BLOCK_SIZE, self.storage.free)
         self.scheduler = Scheduler(
             self.pool, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, queue_limit=queue_limit

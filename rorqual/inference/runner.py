@@ -1,8 +1,8 @@
 """Runs a step's work through the model over the paged cache: the trunk, the MTP modules, the head.
 
-Decode rows, drafts and short ends of prompts go through the compiled step (kernels.decode) where it takes the model, else through the lean
-PyTorch step (inference.eager): all of them in one flat batch, each row's result independent of the others. Longer chunks, and models that
-neither step takes, run through the model's own modules, pieces of equal width together, so nothing is padded; attention chooses its form by
+Decode rows, drafts and short ends of prompts go through the compiled step (kernels.decode) where it takes the model, on a GPU through
+inference.gpu, else through the step without a compiler (inference.eager): all of them in one flat batch, each row's result independent of the
+others. Longer chunks, on a GPU none, and models that no step takes run through the model's own modules, pieces of equal width together, so nothing is padded; attention chooses its form by
 the number of query positions (model.mla): expanded for chunks, absorbed for a few rows. Shape letters: n rows, s positions, m model width,
 k drafts.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rorqual.errors import ConfigError
-from rorqual.inference import eager
+from rorqual.inference import eager, gpu
 from rorqual.inference.paged import PagedStorage, PagedView
 from rorqual.inference.sampler import key, sample
 from rorqual.inference.scheduler import Sequence, Work
@@ -47,8 +47,8 @@ class Forward:
 class Runner:
     """`num_drafts` guesses per sequence come from the model's MTP modules; beyond their number the last one runs on its own states.
 
-    `compiled` False keeps to PyTorch; `why_not` says why the compiled step is not used, None where it is. `weights` is the type that the
-    compiled step keeps matrices in (default: the model's own); with another one than FP32 it runs chunks too, so that every state comes from
+    `compiled` False keeps to PyTorch; `why_not` says why the compiled step is not used, None where it is; `path` says in words
+    what runs. `weights` is the type that the compiled step keeps matrices in (default: the model's own); with another one than FP32 it runs chunks too, so that every state comes from
     the same weights in FP32 arithmetic. ConfigError where the step cannot run and the type is not the model's own.
     """
 
@@ -59,7 +59,7 @@ class Runner:
         self.model, self.storage, self._vocab_limit = model, storage, vocab_limit
         self.modules = min(num_drafts, model.config.num_nextn_predict_layers)
         self._device = model.head_weight.device
-        self._step: decode.DecodeStep | eager.EagerStep | None = None
+        self._step: decode.DecodeStep | eager.EagerStep | gpu.GpuStep | None = None
         self._compiled: decode.DecodeStep | None = None
         self._drawable = model.config.vocab_size if vocab_limit is None else min(vocab_limit, model.config.vocab_size)
         own = "bf16" if model.model.norm.weight.dtype == torch.bfloat16 else "fp32"
@@ -70,6 +70,9 @@ class Runner:
         if self.why_not is not None and weights not in (None, own):
             raise ConfigError(f"weights ({weights!r}) need the compiled step, which does not run: {self.why_not}; use {own!r}")
         self._width: float = COMPILED_WIDTH if (weights or own) == "fp32" else math.inf
+        not_on_gpu = gpu.usable(model.config, tensors) if compiled else "switched off"
+        reason = not_on_gpu if self._device.type == "cuda" else self.why_not
+        self.path = "compiled" if self.why_not is None else f"PyTorch ({reason})"
         if self.why_not is None:
             self._step = self._compiled = decode.DecodeStep(
                 model.config,
@@ -80,6 +83,9 @@ class Runner:
                 weights or own,
                 DRAFT_WEIGHTS if num_drafts else None,
             )
+        elif not_on_gpu is None:
+            self._step = gpu.GpuStep(model.config, tensors, rope.inv_freq, rope.amplitude, rope.softmax_scale, storage)
+            self._width, self.path = math.inf, "Triton, recorded in CUDA graphs"
         elif storage.values.dtype == torch.float32 and eager.usable(model.config, tensors) is None:
             self._step = eager.EagerStep(model.config, tensors, rope.inv_freq, rope.amplitude, rope.softmax_scale)
 
@@ -185,7 +191,8 @@ class Runner:
             counts.append(len(rows))
         tables = self._tables([one.sequence for one in work], counts)
         kept, places = self.storage.routes, self._tensor(positions)
-        routes = None if kept is None or not kept.shape[2] else torch.empty(kept.shape[2], len(ids), kept.shape[3], dtype=torch.int64)
+        shape = None if kept is None or not kept.shape[2] else (kept.shape[2], len(ids), kept.shape[3])
+        routes = None if shape is None else torch.empty(shape, dtype=torch.int64, device=self._device)
         every, step, made = self._tensor(ids), self._step, []
         for at in range(0, len(ids), FLAT_ROWS):
             some = slice(at, at + FLAT_ROWS)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-from rorqual.inference import gpu
+from rorqual.inference import engine, gpu
 from rorqual.inference.gpu import GpuStep
 from rorqual.inference.graphs import Recorder
 from rorqual.inference.llm import LLM
 from rorqual.inference.paged import PagedStorage
-from rorqual.kernels import rows
+from rorqual.kernels import decode, rows
 from rorqual.model.transformer import CausalLM
 from tests.inference.models import GREEDY, agreeing, build, prompt, replaying
 from tests.inference.test_eager import SHAPES
@@ -123,6 +124,34 @@ def step_of_meta(model: CausalLM) -> tuple[GpuStep, PagedStorage]:
     storage = PagedStorage(model.config, 4, num_layers=model.config.num_blocks, device="meta", scratch=True)
     rope = model.rope
     return GpuStep(model.config, model.state_dict(), rope.inv_freq, rope.amplitude, rope.softmax_scale, storage, rows, None), storage
+
+
+@pytest.mark.parametrize("speculative", [0, 3])
+def test_the_engine_over_this_step(monkeypatch, speculative):
+    """Wired as on a GPU, in test mode: the tokens of the CPU's step, prompts in pieces, experts recorded; free and scratch blocks are never read."""
+    prompts = [prompt(5), prompt(40, 1), prompt(90, 2)]
+    want = [r.outputs[0] for r in LLM.from_model(agreeing(1), speculative=0, enable_return_routed_experts=True).generate(prompts, GREEDY)]
+    monkeypatch.setattr(decode, "usable", lambda config, tensors: "as on a GPU")
+    monkeypatch.setattr(gpu, "usable", lambda config, tensors: None)
+    monkeypatch.setattr(gpu, "GpuStep", functools.partial(GpuStep, kernels=rows, record=replaying))
+    monkeypatch.setattr(
+        engine, "PagedStorage", lambda config, blocks, **options: PagedStorage(config, blocks, **{**options, "scratch": True})
+    )
+    made = engine.Engine(
+        agreeing(1), speculative=speculative, max_num_batched_tokens=70, num_blocks=24, poison=True, enable_return_routed_experts=True
+    )
+    assert made.runner.path == "Triton, recorded in CUDA graphs" and made.storage.scratch == 24
+    got: dict[str, list[int]] = {str(number): [] for number in range(3)}
+    routes = {}
+    for number, ids in enumerate(prompts):
+        made.add_request(str(number), ids, GREEDY)
+    while made.has_work:
+        for out in made.step():
+            got[out.request_id] += out.new_token_ids
+            routes[out.request_id] = out.routed_experts
+    for number, one in enumerate(want):
+        assert got[str(number)] == one.token_ids
+        assert torch.equal(routes[str(number)].sort(-1)[0], one.routed_experts.sort(-1)[0])
 
 
 def test_what_it_takes():
