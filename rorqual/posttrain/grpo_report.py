@@ -3,8 +3,8 @@
     write_report("runs/laptop-grpo")                    # report.html in the folder
     sections(Path("runs/laptop-grpo"))                  # for a page that tells of more
 
-Answers come from a model and are shown as text only. Every rollout is shown while there are at most `ROLLOUTS`; of more, that many evenly
-chosen, and the page says where the rest is. What was not recorded becomes a named gap.
+Answers come from a model and are shown as text only. Every rollout is shown while there are at most `ROLLOUTS` and they take at most `ROOM`
+characters of the page, compressed; of more, as many evenly chosen, and the page says where the rest is. What was not recorded becomes a named gap.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from rorqual.posttrain.presets import GRPOConfig, formula, preset
 from rorqual.train.history import Row, read_history
 from rorqual.train.records import changes, from_plain
 
-ROLLOUTS = 200
+ROLLOUTS = 1000
+ROOM = 2_500_000
 _TEXT = 1500
 
 
@@ -121,16 +122,18 @@ def _answers(folder: Path) -> Html:
     if not rollouts:
         return gap("Answers", "answers.jsonl is not in the run folder, or is empty.")
     parts: list[Html] = []
-    last = rollouts[-1][0].get("rollout", len(rollouts))
-    if last > len(rollouts):
-        parts.append(
-            tag("p", f"{len(rollouts)} of {last} rollouts, evenly chosen; answers.jsonl in the run folder has them all.", class_="lead")
-        )
     for questions in rollouts:
         means = [value for one in questions if (value := finite(one.get("mean"))) is not None]
         signal = sum(bool(one.get("signal")) for one in questions)
         words = f"step {questions[0].get('step')}: mean reward {sum(means) / max(1, len(means)):.3f}, {signal} of {len(questions)} groups with signal"
         parts.append(packed(words, *[_question(one) for one in questions]))
+    last, taken = rollouts[-1][0].get("rollout", len(rollouts)), sum(map(len, parts))
+    if taken > ROOM and len(parts) > 2:
+        most = max(2, len(parts) * ROOM // taken)
+        parts = [parts[round(at * (len(parts) - 1) / (most - 1))] for at in range(most)]
+    if last > len(parts):
+        words = f"{len(parts)} of {last} rollouts, evenly chosen; answers.jsonl in the run folder has them all."
+        parts.insert(0, tag("p", words, class_="lead"))
     return tag("div", *parts, class_="card wide")
 
 

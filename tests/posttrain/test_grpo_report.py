@@ -53,6 +53,16 @@ def test_many_rollouts_are_chosen_evenly_and_the_page_says_so(tmp_path, monkeypa
     assert "3 of 9 rollouts, evenly chosen" in page and "question 5" in page and "question 4" not in page
 
 
+def test_rollouts_that_take_too_much_room_are_chosen_too(tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "run", 9)
+    whole = grpo_report.write_report(folder).read_text()
+    assert "evenly chosen" not in whole and whole.count("question ") == 9
+    monkeypatch.setattr(grpo_report, "ROOM", (whole.rindex("step 9") - whole.index("step 1")) // 2)
+    page = grpo_report.write_report(folder).read_text()
+    shown = [number for number in range(1, 10) if f"question {number}" in page]
+    assert f"{len(shown)} of 9 rollouts, evenly chosen" in page and shown[0] == 1 and shown[-1] == 9 and 3 <= len(shown) <= 5
+
+
 def test_what_is_missing_becomes_a_gap(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
