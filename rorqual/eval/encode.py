@@ -54,9 +54,8 @@ class Encoder:
 
     def _pair(self, before: list[int], whole: list[int]) -> Pair:
         before, whole = self._started(before), self._started(whole)
-        shared = 0
-        while shared < min(len(before), len(whole)) and before[shared] == whole[shared]:
-            shared += 1
+        most = min(len(before), len(whole))
+        shared = most if before[:most] == whole[:most] else next(place for place in range(most) if before[place] != whole[place])
         if shared == 0 and whole[:1] == self.first and len(whole) > 1:  # an empty context, and the text begins a document by itself
             return Pair(whole[:1], whole, 1)
         if shared == 0:  # an empty context, or a token that spans all of it

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from rorqual.errors import ConfigError, DataError, DeviceError
+from rorqual.eval.ragged import Ragged
 from rorqual.inference.engine import Engine
 from rorqual.inference.params import SamplingParams
 from rorqual.inference.runner import Runner
 from rorqual.inference.scheduler import Sequence as Row
 from rorqual.inference.scheduler import Work
+from rorqual.model.block import Block
 
 _LOGIT_BYTES = 64 * 2**20
 _KEYS = 2**17  # cached positions that the tails of one forward read, over all rows
@@ -198,36 +201,50 @@ class Scorer:
     # ------------------------------------------------------------------ without a cache: each group is one row
 
     def _run_packed(self, batch: list[_Group], found: list[TokenScores | None]) -> None:
-        """Context and tails side by side in one row: a tail sees the context and itself, at the positions after the context."""
+        """Context and tails side by side: a tail sees the context and itself, at the positions after the context.
+
+        Tokens of all groups are one flat list; only attention sees them in padded rows. The last block goes on with what is scored alone.
+        """
         model, width = self._engine.model, max(group.width for group in batch)
         device = model.head_weight.device
-        ids, positions, owners = (torch.zeros(len(batch), width, dtype=torch.int64) for _ in range(3))
-        owners -= 1  # padding is a part of its own
-        places: list[tuple[int, list[int], int, list[int]]] = []
+        ids: list[int] = []
+        places: list[tuple[int, int, int]] = []  # per token; its row, position, and part: 0 the context, then the tails
+        ends: list[tuple[int, list[int], list[int]]] = []
         for row, group in enumerate(batch):
-            at = len(group.body)
-            ids[row, :at], positions[row, :at], owners[row, :at] = torch.tensor(group.body), torch.arange(at), 0
+            first, size = len(ids), len(group.body)
+            ids += group.body
+            places += [(row, position, 0) for position in range(size)]
             if len(group.wanted) == 1:
                 number, wanted = group.wanted[0]
-                places.append((number, wanted, row, list(range(group.start - 1, at))))
+                ends.append((number, wanted, list(range(first + group.start - 1, first + size))))
                 continue
             for part, (number, wanted) in enumerate(group.wanted, 1):
-                end = at + len(wanted) - 1
-                ids[row, at:end] = torch.tensor(wanted[:-1], dtype=torch.int64)
-                positions[row, at:end], owners[row, at:end] = torch.arange(group.start, group.start + end - at), part
-                places.append((number, wanted, row, [group.start - 1, *range(at, end)]))
-                at = end
-        context = model.context(positions.to(device))
-        if any(len(group.wanted) > 1 for group in batch):
+                ends.append((number, wanted, [first + group.start - 1, *range(len(ids), len(ids) + len(wanted) - 1)]))
+                ids += wanted[:-1]
+                places += [(row, group.start + place, part) for place in range(len(wanted) - 1)]
+        rows, positions, parts = torch.tensor(places).unbind(1)
+        starts = torch.tensor([0, *(group.width for group in batch)]).cumsum(0)[:-1]
+        inside = torch.arange(len(ids)) - starts[rows]
+        ragged = Ragged(len(batch), width, (rows * width + inside).to(device), None)
+        if any(group.width > len(group.body) for group in batch):  # else plain causal attention
+            own, owners = (torch.zeros(len(batch), width, dtype=torch.int64) for _ in range(2))
+            owners -= 1  # padding is a part of its own
+            own[rows, inside], owners[rows, inside] = positions, parts
             seen = (owners.unsqueeze(1) == owners.unsqueeze(2)) | (owners.unsqueeze(1) == 0)
-            context = replace(context, mask=(seen & (positions.unsqueeze(1) <= positions.unsqueeze(2))).to(device))
-        x = model.model.embed_tokens(ids.to(device))
-        for block in model.model.layers[: model.config.num_hidden_layers]:
-            x, _ = block(x, context)
-        states = model.model.norm(x)
-        self.computed.tokens += sum(group.width for group in batch)
-        self.computed.padding += sum(width - group.width for group in batch)
-        self._read([(number, wanted, [states[row, columns]]) for number, wanted, row, columns in places], found)
+            ragged = replace(ragged, mask=(seen & (own.unsqueeze(1) <= own.unsqueeze(2))).to(device))
+        context = model.context(positions.unsqueeze(0).to(device))
+        x = model.model.embed_tokens(torch.tensor([ids], device=device))
+        scored = torch.tensor([place for _, _, some in ends for place in some], device=device)
+        blocks = cast(list[Block], list(model.model.layers[: model.config.num_hidden_layers]))
+        for block in blocks:
+            x = ragged.attend(block, x, context, scored if block is blocks[-1] else None)
+            u = block.post_attention_layernorm(x)
+            sent = block.dispatch(u)
+            x, _ = block.combine(x, block.experts(sent, u), sent, u)
+        states = model.model.norm(x)[0].split([len(some) for _, _, some in ends])
+        self.computed.tokens += len(ids)
+        self.computed.padding += len(batch) * width - len(ids)
+        self._read([(number, wanted, [own]) for (number, wanted, _), own in zip(ends, states, strict=True)], found)
 
     # ------------------------------------------------------------------ over the paged cache: a common beginning, then bodies, then tails
 
