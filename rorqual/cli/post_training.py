@@ -37,6 +37,7 @@ class PostStages:
 
     def train(self, stage: Stage) -> int | None:
         """Problems, fine-tuning, reinforcement learning; the signal that stopped one of them, after saving."""
+        from rorqual.cli.grpo import check_grpo
         from rorqual.cli.sft import check_sft
         from rorqual.posttrain.grpo import run_grpo
         from rorqual.posttrain.sft import run_sft
@@ -51,6 +52,7 @@ class PostStages:
             if signal is not None:
                 return signal
         if not (grpo / "hf" / "config.json").is_file():
+            check_grpo(self.course.grpo)
             with stage("grpo"):
                 return run_grpo(self.course.grpo, grpo, resume_run=(grpo / "config.json").is_file()).signal
         return None
