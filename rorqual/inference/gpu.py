@@ -9,13 +9,16 @@ chunk would round otherwise. States are in the weights' type, as in the model's 
 
 Verified without a device: this step over the plain kernels, and over the Triton kernels in Triton's interpreter, equals the model; over tensors
 without values nothing waits for the device (tests/inference/test_gpu.py); padding and buckets with a recorder that replays the function
-(tests/inference/test_graphs.py). Not verified: recording on a device, speed. Tests marked `gpu` compare with the CPU where there is one.
+(tests/inference/test_graphs.py); the kernels compile for capability 8.0 and 9.0. Not verified: running and recording on a device, speed. So the
+step tests itself when it is opened, and the model's modules run where it fails. Tests marked `gpu` compare with the CPU where there is one.
 Shape letters as in kernels.decode.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -25,9 +28,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rorqual.config import ModelConfig
+from rorqual.errors import ConfigError, DeviceError
 from rorqual.inference.graphs import BUCKETS, Graphs, Recorder, StaticRows, cuda_recorder
 from rorqual.inference.paged import PagedStorage
-from rorqual.kernels import ops
+from rorqual.kernels import ops, rows
 from rorqual.model.router import choose
 
 
@@ -41,6 +45,40 @@ def usable(config: ModelConfig, tensors: Mapping[str, Tensor]) -> str | None:
     if not config.kv_lora_rank:
         return "the model has no latent attention"
     return ops.row_kernels("cuda")[1]
+
+
+def opened(
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    inv_freq: Sequence[float],
+    amplitude: float,
+    softmax_scale: float,
+    storage: PagedStorage,
+) -> tuple[GpuStep | None, str]:
+    """(the step, what runs) where it takes the model and passes its own test on this device, else (None, why not)."""
+    reason = usable(config, tensors)
+    if reason is not None or storage.scratch is None:
+        return None, reason or "the cache has no scratch block"
+    step = GpuStep(config, tensors, inv_freq, amplitude, softmax_scale, storage)
+    failed = step.self_test()
+    return (step, "Triton, recorded in CUDA graphs") if failed is None else (None, f"the GPU's step fails its test: {failed}")
+
+
+def device_for(device: str, weights: str | None = None) -> str:
+    """Where an engine's model lies: `device` ("cpu", "cuda", "cuda:1"), for "auto" a GPU where there is one and the type of the weights has a step there.
+
+    ConfigError for a name that is not known or weights that a GPU's step does not take, DeviceError where there is no such device.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ConfigError(f"device ({device!r}) is not known; use 'auto', 'cpu', 'cuda' or 'cuda:0'")
+    plain = weights in (None, "fp32", "bf16")
+    if device == "auto":
+        return "cuda" if plain and torch.cuda.is_available() else "cpu"
+    if device != "cpu" and not plain:
+        raise ConfigError(f"weights ({weights!r}) are for the CPU; on a GPU use 'bf16' or 'fp32'")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise DeviceError(f"device ({device!r}) is asked for and torch sees no CUDA device; use 'cpu' or 'auto'")
+    return device
 
 
 @dataclass(frozen=True)
@@ -95,7 +133,7 @@ class GpuStep:
         self._graphs: Graphs | None = None
         if storage.scratch is not None and record is not None:
             width = -(-config.max_position_embeddings // storage.block_size)
-            self._rows = StaticRows(width, storage.scratch, embedding.device, config.hidden_size, embedding.dtype)
+            self._static = StaticRows(width, storage.scratch, embedding.device, config.hidden_size, embedding.dtype)
             self._graphs = Graphs(cuda_recorder() if isinstance(record, str) else record)
 
     def _block(self, layer: int) -> _Block:
@@ -157,17 +195,49 @@ class GpuStep:
     ) -> tuple[Tensor, Tensor]:
         """(states, experts that were chosen) of at most 64 rows: replayed where a recording fits, else run."""
         n = len(ids)
-        recorded = self._graphs is not None and storage is self._recorded and self._rows.takes(n, tables.shape[1])
+        recorded = self._graphs is not None and storage is self._recorded and self._static.takes(n, tables.shape[1])
         if not recorded:
             return self._body(module, hidden, ids, positions, tables, storage)
         assert self._graphs is not None
-        rows, bucket = self._rows, self._rows.bucket(n)
-        states = None if hidden is None else rows.hidden[:bucket]
-        body = functools.partial(self._body, module, states, rows.ids[:bucket], rows.positions[:bucket], rows.tables[:bucket], storage)
-        self._graphs.prepare(module, bucket, rows, body)
-        rows.fill(bucket, ids, positions, tables, hidden)
+        held, bucket = self._static, self._static.bucket(n)
+        states = None if hidden is None else held.hidden[:bucket]
+        body = functools.partial(self._body, module, states, held.ids[:bucket], held.positions[:bucket], held.tables[:bucket], storage)
+        self._graphs.prepare(module, bucket, held, body)
+        held.fill(bucket, ids, positions, tables, hidden)
         states, chosen = self._graphs.replay(module, bucket)
         return states[:n].clone(), chosen[:, :n].clone()
+
+    @torch.no_grad()
+    def self_test(self) -> str | None:
+        """None where this device does what the plain kernels say, else what is wrong: attention and experts of one token, and a recording's bits.
+
+        Writes to the scratch block alone. Whatever the device's compiler or driver raises is a reason, not an end: the model's modules run too.
+        """
+        try:
+            device, storage = self._inv_freq.device, self._recorded
+            ids, table = torch.zeros(1, dtype=torch.int64, device=device), torch.full((1, 1), storage.shape[1] - 1, device=device)
+            plain = copy.copy(self)
+            plain._kernels = rows
+            u = plain._norm(self._tensors["model.embed_tokens.weight"].index_select(0, ids), self._blocks[0].input_norm)
+            places, zero = self._places(ids, table, storage.shape[2]), torch.zeros_like(u)
+            pairs = [(step._attention(self._blocks[0], u, places, storage[0]) for step in (self, plain))]
+            moe = next((block for block in self._blocks if block.gate is not None), None)
+            if moe is not None:
+                pairs.append(step._experts(moe, u, zero)[0] for step in (self, plain))
+            for name, (got, want) in zip(("attention", "experts"), pairs, strict=False):
+                error = float((got.float() - want.float()).norm() / want.float().norm().clamp_min(1e-20))
+                if not error <= (1e-4 if u.dtype == torch.float32 else 3e-2):
+                    return f"{name} of one token differ by {error:.2g} from plain PyTorch"
+            alone, two = self._body(None, None, ids, ids, table, storage)[0], ids.expand(2).contiguous()
+            for among in (
+                self._call(None, None, ids, ids, table, storage)[0],
+                self._call(None, None, two, two, table.expand(2, 1), storage)[0],
+            ):
+                if not torch.equal(among[:1], alone):
+                    return "a recording has other bits than the step"
+        except Exception as error:
+            return f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
+        return None
 
     # ------------------------------------------------------------------ the step; nothing below waits for the device
 
@@ -176,12 +246,7 @@ class GpuStep:
     ) -> tuple[Tensor, Tensor]:
         """The trunk, or MTP module `module` on states: (states after the final norm, experts chosen [MoE layers, n, k])."""
         k, c = self._kernels, self.config
-        size = storage.shape[2]
-        slots = tables.gather(1, (positions // size).unsqueeze(1)).squeeze(1) * size + positions % size
-        angle = positions.to(torch.float32).unsqueeze(1) * self._inv_freq
-        places = _Places(
-            (angle.cos() * self._amplitude).unsqueeze(0), (angle.sin() * self._amplitude).unsqueeze(0), slots, tables, positions
-        )
+        places = self._places(positions, tables, storage.shape[2])
         x = self._tensors["model.embed_tokens.weight"].index_select(0, ids)
         if module is None or hidden is None:
             first, last, final = 0, c.num_hidden_layers, "model.norm"
@@ -204,6 +269,12 @@ class GpuStep:
                 x = x + k.linear(ops.swiglu(k.linear(u, gate), k.linear(u, up)), down)
         chosen = torch.stack(routes) if routes else ids.new_zeros(0, len(ids), c.num_experts_per_tok)
         return self._norm(x, self._tensors[f"{final}.weight"]), chosen
+
+    def _places(self, positions: Tensor, tables: Tensor, size: int) -> _Places:
+        slots = tables.gather(1, (positions // size).unsqueeze(1)).squeeze(1) * size + positions % size
+        angle = positions.to(torch.float32).unsqueeze(1) * self._inv_freq
+        cos, sin = angle.cos() * self._amplitude, angle.sin() * self._amplitude
+        return _Places(cos.unsqueeze(0), sin.unsqueeze(0), slots, tables, positions)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return self._kernels.rms_norm(x, weight, self.config.rms_norm_eps)

@@ -70,8 +70,10 @@ class Runner:
         if self.why_not is not None and weights not in (None, own):
             raise ConfigError(f"weights ({weights!r}) need the compiled step, which does not run: {self.why_not}; use {own!r}")
         self._width: float = COMPILED_WIDTH if (weights or own) == "fp32" else math.inf
-        not_on_gpu = gpu.usable(model.config, tensors) if compiled else "switched off"
-        reason = not_on_gpu if self._device.type == "cuda" else self.why_not
+        on_gpu: tuple[gpu.GpuStep | None, str] = (None, "switched off")
+        if self.why_not is not None and compiled:
+            on_gpu = gpu.opened(model.config, tensors, rope.inv_freq, rope.amplitude, rope.softmax_scale, storage)
+        reason = self.why_not if self._device.type == "cpu" else on_gpu[1]
         self.path = "compiled" if self.why_not is None else f"PyTorch ({reason})"
         if self.why_not is None:
             self._step = self._compiled = decode.DecodeStep(
@@ -83,9 +85,8 @@ class Runner:
                 weights or own,
                 DRAFT_WEIGHTS if num_drafts else None,
             )
-        elif not_on_gpu is None:
-            self._step = gpu.GpuStep(model.config, tensors, rope.inv_freq, rope.amplitude, rope.softmax_scale, storage)
-            self._width, self.path = math.inf, "Triton, recorded in CUDA graphs"
+        elif on_gpu[0] is not None:
+            self._width, (self._step, self.path) = math.inf, on_gpu
         elif storage.values.dtype == torch.float32 and eager.usable(model.config, tensors) is None:
             self._step = eager.EagerStep(model.config, tensors, rope.inv_freq, rope.amplitude, rope.softmax_scale)
 

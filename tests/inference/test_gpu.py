@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
+from rorqual.errors import ConfigError, DeviceError
 from rorqual.inference import engine, gpu
 from rorqual.inference.gpu import GpuStep
-from rorqual.inference.graphs import Recorder
+from rorqual.inference.graphs import Recorder, Recording
 from rorqual.inference.llm import LLM
 from rorqual.inference.paged import PagedStorage
 from rorqual.kernels import decode, rows
@@ -155,8 +157,50 @@ def test_the_engine_over_this_step(monkeypatch, speculative):
 
 
 def test_what_it_takes():
-    reason = gpu.usable(build().config, build().state_dict())
+    model = build()
+    reason = gpu.usable(model.config, model.state_dict())
     assert reason is not None and "on cpu" in reason
+
+
+def test_the_step_tests_itself():
+    """Sound kernels pass and leave no block but scratch written; wrong ones, and a compiler that fails, are told from what they do."""
+    step, storage = step_of(build(), rows)
+    assert step.self_test() is None
+    assert storage.values[:, : storage.scratch].isnan().all()
+
+    def refused(*args):
+        raise RuntimeError("no such instruction\nmore")
+
+    def doubled(q, cache, tables, positions, scale, latent):
+        return 2 * rows.latent_attention(q, cache, tables, positions, scale, latent)
+
+    def rounded(x, weight, source, ends):
+        return rows.expert_linear(x, weight, source, ends).bfloat16().float()
+
+    found = {}
+    for name, wrong in (("rms_norm", refused), ("latent_attention", doubled), ("expert_linear", rounded)):
+        found[name] = step_of(build(), SimpleNamespace(**{**vars(rows), name: wrong}))[0].self_test()
+    assert found["rms_norm"] == "RuntimeError: no such instruction"
+    assert found["latent_attention"] == "attention of one token differ by 1 from plain PyTorch"
+    assert re.fullmatch(r"experts of one token differ by 0\.00\d+ from plain PyTorch", found["expert_linear"] or "")
+
+    def stale(body):
+        made = replaying(body)
+        return Recording(made.outputs, lambda: made.outputs[0].add_(1))
+
+    assert step_of(build(), rows, stale)[0].self_test() == "a recording has other bits than the step"
+
+
+def test_where_a_model_is_put(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert (gpu.device_for("auto"), gpu.device_for("cpu")) == ("cpu", "cpu")
+    for device, weights, error, words in (("cuda", None, DeviceError, "no CUDA device"), ("gpu", None, ConfigError, "is not known")):
+        with pytest.raises(error, match=words):
+            gpu.device_for(device, weights)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [gpu.device_for("auto", weights) for weights in (None, "bf16", "fp32", "fp8", "int8")] == ["cuda"] * 3 + ["cpu"] * 2
+    with pytest.raises(ConfigError, match="are for the CPU"):
+        gpu.device_for("cuda", "int8")
 
 
 @pytest.mark.slow
