@@ -29,11 +29,11 @@ _START: Final = """
 {%- set think = THINKS if thinking is not defined or thinking is none else thinking -%}
 {%- set ns = namespace(system=[], last_user=-1, outputs=false) -%}
 {%- for m in messages -%}
-    {%- if m['role'] in ('system', 'developer') -%}
+    {%- if m['role'] in ['system', 'developer'] -%}
         {%- set ns.system = ns.system + [text_of(m['content'])] -%}
     {%- elif m['role'] == 'user' -%}
         {%- set ns.last_user = loop.index0 -%}
-    {%- elif m['role'] not in ('assistant', 'tool') -%}
+    {%- elif m['role'] not in ['assistant', 'tool'] -%}
         {{- raise_exception('no role of system, developer, user, assistant, tool: ' + m['role']) -}}
     {%- endif -%}
 {%- endfor -%}
@@ -60,7 +60,7 @@ _TURNS: Final = """
     {%- elif m['role'] == 'assistant' -%}
         {%- set text = text_of(m['content']) -%}
         {%- if '[/THINK]' in text and (think or text.lstrip().startswith('[THINK]')) -%}
-            {%- set text = text.split('[/THINK]', 1)[1].lstrip('\\n') -%}
+            {%- set text = (text.split('[/THINK]')[1:] | join('[/THINK]')).lstrip('\\n') -%}
         {%- endif -%}
         {%- set reasoning = (m['reasoning_content'] or m['reasoning'] or '') if think and loop.index0 > ns.last_user else '' -%}
         {{- '[/OUTPUTS]' if ns.outputs else '[ASSISTANT]' -}}
