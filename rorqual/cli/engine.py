@@ -36,6 +36,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="how weights are kept in memory (default: fp32 where it fits, else as the folder has them); fp16 and int8 change results, "
         "their error is measured and printed",
     )
+    parser.add_argument(
+        "--device", default="auto", metavar="auto|cpu|cuda", help="where the model runs (default: auto, a GPU where there is one, in BF16)"
+    )
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="folder with the tokenizer (default: the model's own)")
     parser.add_argument(
         "--speculative", type=_speculative, default="auto", metavar="auto|off|K",
@@ -72,17 +75,18 @@ def open_engine(args: argparse.Namespace, name: str | None = None, queue_limit: 
     from rorqual.cli.model_folder import load_folder
     from rorqual.inference import prompts
     from rorqual.inference.engine import Engine
+    from rorqual.inference.gpu import device_for
     from rorqual.server.served import Served
     from rorqual.tokenizer.templates import style_of
 
     lossy = args.weights in ("fp16", "int8")
-    loaded_as = "fp32" if lossy else args.weights
+    loaded_as, device = "fp32" if lossy else args.weights, device_for(args.device, args.weights)
     memory_check.check_folder(
         args.folder, loaded_as, sequences=args.max_num_seqs, batched_tokens=args.max_num_batched_tokens,
         cache_bytes=None if args.cache_gb is None else args.cache_gb * 1e9, drafts=None if args.speculative == "auto" else args.speculative,
-        force=args.ignore_memory,
+        force=args.ignore_memory, device=device,
     )  # fmt: skip
-    loaded = load_folder(args.folder, args.tokenizer, weights=loaded_as)
+    loaded = load_folder(args.folder, args.tokenizer, weights=loaded_as, device=device)
     for notice in loaded.notices:
         print(f"note: {notice}", file=sys.stderr)
     tokenizer, config = loaded.tokenizer, loaded.model.config

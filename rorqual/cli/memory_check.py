@@ -77,14 +77,16 @@ def check_run(run: RunConfig, force: bool = False) -> None:
 
 def check_folder(
     folder: Path, weights: str | None = None, *, sequences: int, batched_tokens: int, cache_bytes: float | None = None, drafts: int | None = None,
-    force: bool = False,
+    force: bool = False, device: str = "cpu",
 ) -> None:  # fmt: skip
     """The check for serving a run or a model folder on this machine, before it is read. A folder without a config.json is left to the loader.
 
-    weights: as the user chose, else what the loader would choose. drafts: MTP modules that draft, None for one where there are any.
+    weights: as the user chose, else what the loader would choose for the device. drafts: MTP modules that draft, None for one where there are any.
     """
-    found = _serving(folder, weights, sequences, batched_tokens, cache_bytes, drafts)
-    if found is not None:
+    found = _serving(folder, weights or (None if device == "cpu" else "bf16"), sequences, batched_tokens, cache_bytes, drafts)
+    if found is not None and device != "cpu":
+        check_memory(found[1], available_memory(device), force)
+    elif found is not None:
         _check_either(*found, force)
 
 

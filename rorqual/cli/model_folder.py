@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedFolder:
-    """A model in FP32 with its tokenizer; `origin` is the folder that the weights were read from."""
+    """A model with its tokenizer; `origin` is the folder that the weights were read from."""
 
     model: CausalLM
     tokenizer: Tokenizer
@@ -24,12 +24,13 @@ class LoadedFolder:
 
 
 def load_folder(
-    source: Path, tokenizer_folder: Path | None = None, *, weights: str | None = None, layers: tuple[int, int] | None = None
-) -> LoadedFolder:
+    source: Path, tokenizer_folder: Path | None = None, *, weights: str | None = None, layers: tuple[int, int] | None = None,
+    device: str = "cpu",
+) -> LoadedFolder:  # fmt: skip
     """Reads model and tokenizer (its own, or the one named); CheckpointError or TokenizerError for a folder that is neither a run nor a model.
 
     weights: "fp32", "bf16" or "fp8" (checkpoint.reader.load); None is FP32 where that fits into memory, else the folder's own dtype, with a
-    notice. layers: only this range of the trunk.
+    notice; on another device than the CPU None is BF16. layers: only this range of the trunk.
     """
     if not (source / "config.json").is_file():
         what = "is not a folder" if not source.is_dir() else "has no config.json, so it is neither a run nor a model folder"
@@ -42,7 +43,9 @@ def load_folder(
 
     base = adapter_base(source)
     if base is not None:
-        return _adapted(source, base, tokenizer_folder, weights, layers)
+        adapted = _adapted(source, base, tokenizer_folder, weights, layers)
+        _move(adapted.model, device, weights)
+        return adapted
     exported = source / "hf"
     is_run = (source / "checkpoints").is_dir() or (source / "lineage.json").is_file() or (exported / "config.json").is_file()
     places = [source / "tokenizer", source / "data" / "tokenizer"] if is_run else []
@@ -53,11 +56,13 @@ def load_folder(
         if weights not in (None, "fp32") or layers is not None:
             raise CheckpointError(f"{source} is a run without an export: its checkpoint is read in FP32 and whole; export it first")
         model, origin, notices = _of_checkpoint(source, newest), newest, []
+        _move(model, device, weights)
     else:
         origin = exported if is_run else source
-        chosen, why = (weights, []) if weights else fitting_weights(origin, layers)
+        given = weights or (None if device == "cpu" else "bf16")
+        chosen, why = (given, []) if given else fitting_weights(origin, layers)
         with bytes_bar("loading") as progress:
-            model, report = hf.load(origin, weights=chosen, layers=layers, progress=progress)
+            model, report = hf.load(origin, weights=chosen, layers=layers, device=device, progress=progress)
         notices = why + report.notices
     kinds = ("tokenizer.json", "tiktoken.model")
     folder = tokenizer_folder or next((place for place in [origin, *places] if any((place / kind).is_file() for kind in kinds)), None)
@@ -71,6 +76,14 @@ def load_folder(
             f"{folder} has token ids up to {tokenizer.vocab_size - 1}, the model's embedding ends at {model.config.vocab_size - 1}; this tokenizer belongs to another model"
         )
     return LoadedFolder(model, tokenizer, origin, notices)
+
+
+def _move(model: CausalLM, device: str, weights: str | None) -> None:
+    """Moves a model off the CPU, in BF16 unless weights say otherwise; the router stays in FP32."""
+    import torch
+
+    if device != "cpu":
+        model.to(device, torch.bfloat16 if weights in (None, "bf16") else None)
 
 
 def _adapted(source: Path, base: Path, tokenizer_folder: Path | None, weights: str | None, layers: tuple[int, int] | None) -> LoadedFolder:

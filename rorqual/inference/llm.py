@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rorqual.errors import ConfigError
 from rorqual.inference.engine import Engine, StepOutput
+from rorqual.inference.gpu import device_for
 from rorqual.inference.params import SamplingParams
 from rorqual.inference.prompts import end_ids, prompt_ids
 from rorqual.inference.sampler import TokenLogprobs
@@ -49,7 +50,8 @@ class RequestOutput:
 class LLM:
     """A model folder (config.json, safetensors, tokenizer) ready for batches; `engine` is open for its counters.
 
-    weights: "fp32", "bf16" or "fp8" (checkpoint.reader.load); "fp16" and "int8" change results, `engine.runner.weight_error()` says by how
+    device: "auto" takes a GPU where there is one (inference.gpu.device_for). weights: "fp32", "bf16" or "fp8" (checkpoint.reader.load; default:
+    FP32 on a CPU, BF16 on a GPU); "fp16" and "int8" change results, `engine.runner.weight_error()` says by how
     much, and are not for rollouts of training, whose `from_model` does not take them. CheckpointError or TokenizerError for a folder that is not a model.
     """
 
@@ -57,7 +59,8 @@ class LLM:
         self,
         folder: str | Path,
         *,
-        weights: str = "fp32",
+        weights: str | None = None,
+        device: str = "auto",
         speculative: str | int = "auto",
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 512,
@@ -66,9 +69,10 @@ class LLM:
         from rorqual.checkpoint import hf
         from rorqual.tokenizer import bpe
 
-        place = Path(folder)
+        place, where = Path(folder), device_for(device, weights)
         lossy = weights in ("fp16", "int8")
-        model, _ = hf.load(place, weights="fp32" if lossy else weights)
+        loaded_as = "fp32" if lossy or (weights is None and where == "cpu") else weights or "bf16"
+        model, _ = hf.load(place, weights=loaded_as, device=where)
         tokenizer = bpe.load(place)
         self.tokenizer: Tokenizer | None = tokenizer
         self.engine = Engine(

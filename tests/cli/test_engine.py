@@ -6,10 +6,12 @@ import argparse
 import re
 
 import pytest
+import torch
 
 from rorqual.cli import memory_check
 from rorqual.cli.engine import add_options, open_engine
 from rorqual.errors import DeviceError
+from rorqual.inference.llm import LLM
 from rorqual.kernels import native
 from tests.server.real import model_folder
 
@@ -48,3 +50,15 @@ def test_lossy_weights_print_their_error(tmp_path, capsys, weights, most):
     found = re.search(rf"weights in {weights}: relative error (\S+) of the matrices, (\S+) of the logits", capsys.readouterr().err)
     assert found is not None and 0 < float(found[1]) < most and 0 < float(found[2]) < most
     assert opened.engine.runner.weight_error() is not None
+
+
+def test_a_gpu_is_taken_where_there_is_one_and_asked_for_in_vain_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    folder = model_folder(tmp_path)
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    assert open_engine(parser.parse_args([str(folder)])).engine.storage.values.device.type == "cpu"
+    with pytest.raises(DeviceError, match="no CUDA device"):
+        open_engine(parser.parse_args([str(folder), "--device", "cuda"]))
+    with pytest.raises(DeviceError, match="no CUDA device"):
+        LLM(folder, device="cuda")

@@ -6,11 +6,13 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from rorqual.checkpoint import hf, resume
 from rorqual.cli import model_folder
 from rorqual.cli.model_folder import load_folder
 from rorqual.errors import CheckpointError, TokenizerError
+from rorqual.model.transformer import CausalLM
 from rorqual.recipes.laptop import laptop
 from rorqual.tokenizer import bpe
 from tests.checkpoint import members
@@ -95,3 +97,16 @@ def test_what_does_not_fit_in_fp32_is_kept_as_it_is_stored(tmp_path: Path, monke
     assert chosen == kept and "GB in FP32" in why[0]
     loaded = model_folder.load_folder(folder)
     assert any(kept in notice for notice in loaded.notices) and loaded.tokenizer.vocab_size > 256
+
+
+def test_off_the_cpu_a_model_is_in_bf16_unless_told_otherwise():
+    for weights, want in ((None, torch.bfloat16), ("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        model = CausalLM(t0())
+        model_folder._move(model, "meta", weights)
+        parameters = dict(model.named_parameters())
+        assert {p.device.type for p in parameters.values()} == {"meta"}
+        assert {p.dtype for name, p in parameters.items() if "mlp.gate.weight" not in name} == {want}
+        assert {p.dtype for name, p in parameters.items() if "mlp.gate.weight" in name} == {torch.float32}  # the router's
+    before = CausalLM(t0())
+    model_folder._move(before, "cpu", None)
+    assert before.model.norm.weight.dtype == torch.float32 and before.model.norm.weight.device.type == "cpu"
