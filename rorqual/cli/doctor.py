@@ -128,7 +128,7 @@ def _sandbox_line(found: dict[str, Any]) -> str:
     if found["mechanism"] is None:
         return f"none: {found['error']}"
     uid = "a uid of its own" if found["own_uid"] else "your uid"
-    return f"{found['mechanism']} ({found['detail']}), {uid}, {found['python']}; languages: {', '.join(found['languages'])}"
+    return f"{found['mechanism']} ({found['detail']}), {uid}, memory of a run: {found['memory']}; {found['python']}; languages: {', '.join(found['languages'])}"
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from rorqual.errors import ConfigError, DeviceError
-from rorqual.eval.isolation import languages, probe
+from rorqual.eval.isolation import cgroup, languages, probe
 from rorqual.eval.isolation.settings import Settings
 from rorqual.eval.isolation.supervise import exactly
 
@@ -118,8 +118,10 @@ class Sandbox:
             return reason
         self.mechanism, self.interpreter = mechanism, interpreter
         readable = [*interpreter.folders, *languages.folders(), *self._tools]
+        groups, version = cgroup.find()
         self._settings = Settings(
-            mechanism=mechanism, drop=os.geteuid() == 0, bwrap=probe.bubblewrap() or "", readable=probe.outermost(readable), hidden=list(interpreter.hidden)
+            mechanism=mechanism, drop=os.geteuid() == 0, bwrap=probe.bubblewrap() or "", readable=probe.outermost(readable), hidden=list(interpreter.hidden),
+            groups=groups, groups_version=version,
         )  # fmt: skip
         try:
             reason = probe.check(self)
@@ -180,11 +182,12 @@ class Sandbox:
         ]
 
     def describe(self) -> dict[str, Any]:
-        """What holds, which Python runs candidates, whether they get a uid of their own, which languages there are."""
+        """What holds, which Python runs candidates, whether they get a uid of their own, how memory is held, which languages there are."""
         return {
             "mechanism": self.mechanism,
             "detail": probe.detail(self.mechanism),
             "own_uid": self._settings.drop,
+            "memory": f"cgroup version {self._settings.groups_version}, and watched" if self._settings.groups else "watched",
             "python": self.interpreter.command[0],
             "languages": languages.installed(),
         }

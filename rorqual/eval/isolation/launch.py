@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rorqual.eval.isolation import bubblewrap, calls, confine, processes
+from rorqual.eval.isolation.cgroup import Group
 from rorqual.eval.isolation.settings import Settings
 
 FIRST_UID, UIDS = 61184, 4000
@@ -29,8 +30,8 @@ _INODES = 20_000
 class Launched:
     """A running program."""
 
-    def __init__(self, wanted: dict[str, Any], settings: Settings, folder: str) -> None:
-        self.wanted, self.settings, self.folder = wanted, settings, folder
+    def __init__(self, wanted: dict[str, Any], settings: Settings, folder: str, group: Group | None = None) -> None:
+        self.wanted, self.settings, self.folder, self.group = wanted, settings, folder, group
         self.pid, self.pidfd, self.started = 0, -1, time.monotonic()
         self.outputs: list[int] = []
         self.texts = (bytearray(), bytearray())
@@ -102,8 +103,15 @@ class Launched:
         code = self._reported().get("exit-code", 128 + signal.SIGKILL)
         return 128 - code if 128 < code <= 192 else code
 
+    def settle(self) -> None:
+        """Names the limit that the kernel held."""
+        if self.group is not None and self.group.broken():
+            self.limit = self.limit or "memory"
+
     def clear(self) -> None:
-        """Closes what is open and removes the folder."""
+        """Closes what is open and removes the folder and the group."""
+        if self.group is not None:
+            self.group.remove()
         for handle in (*self.outputs, self.pidfd, self.trouble, self.report):
             if handle >= 0:
                 os.close(handle)
@@ -115,7 +123,7 @@ def launch(wanted: dict[str, Any], settings: Settings, index: int, link: socket.
     """Starts program `index` of this run, with `link` as its descriptor 3. Nothing but descriptors 0 to 2 or 3 reaches the program."""
     uid = FIRST_UID + (2 * os.getpid() + index) % UIDS if settings.drop else None
     folder = _folder(wanted, settings, uid) if settings.mechanism == "landlock" else ""
-    one = Launched(wanted, settings, folder)
+    one = Launched(wanted, settings, folder, _group(wanted, settings, index))
     source = _memory_file("stdin", base64.b64decode(wanted["stdin"]))
     out, err, trouble, report = (os.pipe() for _ in range(4))
     one.outputs, one.trouble, one.report = [out[0], err[0]], trouble[0], report[0]
@@ -146,6 +154,8 @@ def launch(wanted: dict[str, Any], settings: Settings, index: int, link: socket.
             _close_others({*kept[1:], trouble[1]}, 4 if link else 3)
             for handle in kept[1:]:
                 os.set_inheritable(handle, True)
+            if one.group is not None:
+                one.group.enter()
             _confine(wanted, settings, uid, folder, asker)
             os.execve(argv[0], argv, environment)
         except BaseException as error:
@@ -156,6 +166,14 @@ def launch(wanted: dict[str, Any], settings: Settings, index: int, link: socket.
     for handle in {*kept, out[1], err[1], trouble[1], report[1]}:
         os.close(handle)
     return one
+
+
+def _group(wanted: dict[str, Any], settings: Settings, index: int) -> Group | None:
+    """A control group of this run's, None where none can be made; files in memory count in it, so it holds memory and disk."""
+    if not settings.groups:
+        return None
+    name, limit = f"rorqual-run-{os.getpid()}-{index}", wanted["memory"] + wanted["disk"]
+    return Group(settings.groups, settings.groups_version, name, limit)
 
 
 def _confine(wanted: dict[str, Any], settings: Settings, uid: int | None, folder: str, asker: int) -> None:

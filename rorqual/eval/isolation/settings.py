@@ -21,6 +21,9 @@ class Settings:
     readable: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
     base: str = "/tmp"
+    groups: str = ""
+    """Where control groups of runs are made, "" where none can be (cgroup.py), and of which version."""
+    groups_version: int = 0
     allowed: dict[str, str] = field(default_factory=dict)
     """For Landlock: what may be read, see confine.landlock; the warden fills it in."""
 

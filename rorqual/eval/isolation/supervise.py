@@ -110,6 +110,7 @@ def _watch(running: list[Launched], request: dict[str, Any], asker: socket.socke
 
 def _finished(one: Launched, ended: dict[int, int]) -> dict[str, Any]:
     one.drain()
+    one.settle()
     status = one.status(ended)
     limit = one.limit
     if not limit and status == -signal.SIGXCPU:

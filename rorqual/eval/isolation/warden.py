@@ -17,7 +17,7 @@ import sys
 import tempfile
 import traceback
 
-from rorqual.eval.isolation import bubblewrap, confine, launch, staging, supervise
+from rorqual.eval.isolation import bubblewrap, cgroup, confine, launch, staging, supervise
 from rorqual.eval.isolation.settings import Settings, allowed
 
 
@@ -38,6 +38,8 @@ def main() -> None:
             folder = _base(settings.base)
             roots = [*bubblewrap.SYSTEM, *bubblewrap.ETC, *settings.readable]
             settings = dataclasses.replace(settings, base=folder, allowed=allowed(roots, settings.hidden))
+        if settings.groups:
+            cgroup.clear(settings.groups)
         control.send(b"ready")
     except OSError as error:
         control.send(f"{type(error).__name__}: {error}".encode())
