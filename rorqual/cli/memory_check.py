@@ -87,7 +87,7 @@ def check_folder(
     if found is not None and device != "cpu":
         check_memory(found[1], available_memory(device), force)
     elif found is not None:
-        _check_either(*found, force)
+        check_either(*found, available_memory("cpu"), force)
 
 
 def check_models(folders: Sequence[Path], what: str, *, weights: str | None = None, sequences: int = 64, force: bool = False) -> None:
@@ -95,15 +95,21 @@ def check_models(folders: Sequence[Path], what: str, *, weights: str | None = No
     found = [one for folder in folders if (one := _serving(folder, weights, sequences, 512, None, 0)) is not None]
     if not found:
         return
-    _check_either(_together(what, [full for full, _ in found]), _together(what, [lean for _, lean in found]), force)
+    full, lean = (_together(what, list(estimates)) for estimates in zip(*found, strict=True))
+    check_either(full, lean, available_memory("cpu"), force)
 
 
 def beside(estimate: Estimate, name: str, folder: Path) -> Estimate:
     """An estimate with one more part, the engine over another model's folder; as it is where there is none."""
+    found = _serving(folder, "fp32", 64, 512, None, 0)
+    return estimate if found is None else with_part(estimate, name, found[1].tensors)
+
+
+def with_part(estimate: Estimate, name: str, size: float) -> Estimate:
+    """An estimate with one more part; as it is for a part of nothing."""
     from rorqual.planner.estimate import Estimate
 
-    found = _serving(folder, "fp32", 64, 512, None, 0)
-    return estimate if found is None else Estimate(estimate.what, {**estimate.parts, name: found[1].tensors})
+    return Estimate(estimate.what, {**estimate.parts, name: size}) if size else estimate
 
 
 def _together(what: str, estimates: Sequence[Estimate]) -> Estimate:
@@ -117,10 +123,9 @@ def _together(what: str, estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(what, parts)
 
 
-def _check_either(full: Estimate, lean: Estimate, force: bool) -> None:
+def check_either(full: Estimate, lean: Estimate, available: float | None, force: bool = False) -> None:
     """Without room for its copies of the weights the compiled step stays out, and the lean estimate counts."""
-    free = available_memory("cpu")
-    check_memory(full if free is None or full.total <= free else lean, free, force)
+    check_memory(full if available is None or full.total <= available else lean, available, force)
 
 
 def _serving(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rorqual.cli.main import main
+from rorqual.kernels import native
 from tests.posttrain.tiny_chat import write_model
 
 
@@ -49,6 +50,7 @@ def test_a_run_gives_a_folder_that_generate_takes_and_a_report(place, tmp_path, 
         and "J = mean over answers" in printed.out
         and "memory for reinforcement" in printed.err
     )
+    assert ("panels" in printed.err) == (native.library().library is not None)  # the engine's copies of the weights
     assert "finished: 2 steps" in printed.out and (out / "report.html").is_file()
     assert main(["generate", str(out), "say", "--max-new-tokens", "3"]) == 0
     assert main(["grpo", "--out", str(out), "--resume"]) == 0  # finished: nothing is done again
