@@ -33,35 +33,26 @@ typedef float half __attribute__((vector_size(32), aligned(4)));
 typedef float quarter __attribute__((vector_size(16), aligned(4)));
 
 #if defined(__clang__)
-#define MIX(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#define MIX(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-typedef int places __attribute__((vector_size(16)));
-#define MIX(a, b, i, j, k, l) __builtin_shuffle(a, b, places{i, j, k, l})
+typedef int places __attribute__((vector_size(64)));
+#define MIX(a, b, ...) __builtin_shuffle(a, b, places{__VA_ARGS__})
 #endif
 
-// lane i + lane i + 8, then i + 4: four lanes are left
-inline quarter fold(lanes x) {
+// The sums of four vectors' lanes at once: of neighbours in each quarter, then of the quarters.
+inline quarter totals(lanes a, lanes b, lanes c, lanes d) {
+    const lanes ab = MIX(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) + MIX(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+    const lanes cd = MIX(c, d, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) + MIX(c, d, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+    const lanes sums = MIX(ab, cd, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) + MIX(ab, cd, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
     half h[2];
     quarter q[2];
-    std::memcpy(h, &x, sizeof x);
+    std::memcpy(h, &sums, sizeof sums);
     h[0] += h[1];
     std::memcpy(q, h, sizeof q);
     return q[0] + q[1];
 }
 
-// then i + 2, then i + 1
-inline float total(lanes x) {
-    quarter q = fold(x);
-    return (q[0] + q[2]) + (q[1] + q[3]);
-}
-
-// four totals at once, each in the order of `total`
-inline quarter totals(lanes w, lanes x, lanes y, lanes z) {
-    quarter a = fold(w), b = fold(x), c = fold(y), d = fold(z);
-    quarter ab = MIX(a, b, 0, 4, 1, 5), cd = MIX(c, d, 0, 4, 1, 5), AB = MIX(a, b, 2, 6, 3, 7), CD = MIX(c, d, 2, 6, 3, 7);
-    quarter first = ab + AB, second = cd + CD;  // [a0+a2, b0+b2, a1+a3, b1+b3], the same of c and d
-    return MIX(first, second, 0, 1, 4, 5) + MIX(first, second, 2, 3, 6, 7);
-}
+inline float total(lanes x) { return totals(x, x, x, x)[0]; }
 
 // y[row][out] for R rows and O outputs: R * O sums in registers, each in the same order
 template <int R, int O>
@@ -147,12 +138,16 @@ inline lanes exp_lanes(lanes x) {
 }
 
 inline lanes load_some(const float* p, long count) {  // zeros after `count`
+    if (count >= LANES) return load(p);
     lanes x = lanes{};
-    std::memcpy(&x, p, (count < LANES ? count : LANES) * sizeof(float));
+    std::memcpy(&x, p, count * sizeof(float));
     return x;
 }
 
-inline void store_some(float* p, lanes x, long count) { std::memcpy(p, &x, (count < LANES ? count : LANES) * sizeof(float)); }
+inline void store_some(float* p, lanes x, long count) {
+    if (count >= LANES) std::memcpy(p, &x, sizeof x);  // a size known beforehand: no call
+    else std::memcpy(p, &x, count * sizeof(float));
+}
 
 // gate = silu(gate) * up
 inline void swiglu(float* gate, const float* up, long count) {

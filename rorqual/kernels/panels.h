@@ -110,7 +110,7 @@ inline void panel_tile(const float* const* rows, const T* w, const float* scale,
         for (int v = 0; v < V; v++) {
             const long first = out + v * PANEL;
             if (scale) sum[r][v] *= load(scale + first);
-            std::memcpy(y[r] + first, &sum[r][v], (o - first < PANEL ? o - first : PANEL) * sizeof(float));
+            store_some(y[r] + first, sum[r][v], o - first);
         }
 }
 
@@ -185,7 +185,7 @@ inline void rounded_tile(const uint8_t* x, float scale, const int8_t* w, const f
         const long first = out + v * PANEL;
         const __m512i total = _mm512_sub_epi32(sum[v], _mm512_slli_epi32(ones[v], 7));
         const lanes result = (lanes)_mm512_cvtepi32_ps(total) * scale * load(scales + first);
-        std::memcpy(y + first, &result, (o - first < PANEL ? o - first : PANEL) * sizeof(float));
+        store_some(y + first, result, o - first);
     }
 }
 
