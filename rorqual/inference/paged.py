@@ -54,9 +54,9 @@ class PagedStorage:
         self.routes.view(-1, *self.routes.shape[2:])[slots.flatten()] = routes.flatten(0, 1).to(torch.int16)
 
     def read_routes(self, blocks: list[int], tokens: int) -> Int[Tensor, "t l k"]:
-        """Experts of the first `tokens` tokens of a sequence, int16; -1 where a slot was never written."""
+        """Experts of the first `tokens` tokens of a sequence, int16, in the CPU's memory; -1 where a slot was never written."""
         assert self.routes is not None
-        return self.routes[torch.tensor(blocks, device=self.routes.device)].flatten(0, 1)[:tokens].clone()
+        return self.routes[torch.tensor(blocks, device=self.routes.device)].flatten(0, 1)[:tokens].to("cpu", copy=True)
 
     def free(self, block: int) -> None:
         """Marks a block's contents as given up; nothing but NaN in test mode."""

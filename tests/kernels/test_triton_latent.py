@@ -1,6 +1,7 @@
 """Every Triton kernel compiles to a GPU's machine code with the widths of DeepSeek-V3; values are checked by test_triton_rows.py.
 
-No device is needed to compile. Tensor cores are used for BF16, and what a tile keeps in shared memory fits a multiprocessor.
+No device is needed to compile. Products load the next tiles while they multiply, tensor cores are used for BF16, and what a tile keeps in
+shared memory fits a multiprocessor.
 """
 
 from __future__ import annotations
@@ -35,11 +36,16 @@ def built(kernel, capability, kind, constants, **options):
     types = {name: of(name) for name in kernel.arg_names}
     if kernel is triton_rows._combine:
         types["rows"] = "*" + kind
+    aligned = {} if kernel is triton_rows._norm else {  # as a launch finds them: pointers and widths in whole 16 bytes
+        (place,): [["tt.divisibility", 16]] for place, name in enumerate(kernel.arg_names)
+        if types[name] not in ("constexpr", "fp32") and name not in ("rows", "table_row", "chosen")
+    }
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     options["enable_fp_fusion"] = True
-    made = triton.compile(ASTSource(kernel, types, places), target=GPUTarget("cuda", capability, 32), options=options)
+    made = triton.compile(ASTSource(kernel, types, places, aligned), target=GPUTarget("cuda", capability, 32), options=options)
     return {"kernel": kernel.__name__, "kind": kind, "capability": capability, "shared": made.metadata.shared,
-            "bytes": len(made.asm["cubin"]), "tensor_cores": "mma.sync" in made.asm["ptx"]}
+            "bytes": len(made.asm["cubin"]), "tensor_cores": "mma.sync" in made.asm["ptx"],
+            "ahead": "cp.async.c" in made.asm["ptx"]}
 
 out = []
 for capability in (80, 90):
@@ -49,7 +55,7 @@ for capability in (80, 90):
         tile = {"WIDEN": False, "ROWS": 16, "OUTPUTS": 32, "INPUTS": inputs}
         out += [
             built(triton_latent._attend, capability, kind, {**split, "SLOTS": 16, "HEADS": 16, "ROTARY": 64, "WIDEN": False}, num_warps=8, num_stages=2),
-            built(triton_latent._join, capability, kind, split), built(triton_rows._linear, capability, kind, tile),
+            built(triton_latent._join, capability, kind, split), built(triton_rows._linear, capability, kind, {**tile, "x_input": 1, "weight_input": 1}),
             built(triton_rows._experts, capability, kind, tile), built(triton_rows._norm, capability, kind, {"WIDTH": 8192}),
             built(triton_rows._combine, capability, kind, {"WIDTH": 1024}),
         ]
@@ -68,3 +74,4 @@ def test_every_kernel_compiles(tmp_path):
     assert max(one["shared"] for one in made) <= 99 * 1024  # what one block may have at every capability from 8.0 up
     products = [one for one in made if one["kernel"] in ("_attend", "_linear", "_experts")]
     assert all(one["tensor_cores"] == (one["kind"] == "bf16") for one in products)
+    assert all(one["ahead"] for one in products)
