@@ -184,7 +184,7 @@ def check_grpo(run: GRPORun, force: bool = False) -> None:
     """Prints what the run needs and refuses what cannot fit, before anything is allocated."""
     from rorqual.inference.engine import DEFAULT_MEMORY
     from rorqual.kernels import native
-    from rorqual.planner.estimate import serving_estimate, training_estimate
+    from rorqual.planner.estimate import adapted_parameters, serving_estimate, training_estimate
     from rorqual.posttrain.base import open_base
 
     (device, name, on_cpu), base, config = tuning.plain_dtype(run), open_base(run.model).config, run.grpo
@@ -201,6 +201,8 @@ def check_grpo(run: GRPORun, force: bool = False) -> None:
     )  # fmt: skip
     if run.reward_model is not None and not run.reward_model.startswith(("http://", "https://")):
         estimate = memory_check.beside(estimate, "reward model", Path(run.reward_model))
+    if run.lora is not None and run.weights != "fp8":  # the engine has a merged copy of the adapted matrices
+        estimate = memory_check.with_part(estimate, "merged", width * adapted_parameters(base, run.lora.targets))
     panels = 0.0
     if (
         on_cpu and native.library().library is not None and run.rollout_url is None

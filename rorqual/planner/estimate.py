@@ -168,6 +168,16 @@ def lora_parameters(config: ModelConfig, rank: int, targets: tuple[str, ...] = L
     """rank x (in + out) of every adapted matrix: "attention" (all of MLA's), "ffn" (dense and shared), "experts" (each routed one)."""
     if rank < 1:
         raise ConfigError(f"LoRA rank ({rank}) must be at least 1")
+    return float(rank * sum(number * (inner + outer) for inner, outer, number in _adapted(config, targets)))
+
+
+def adapted_parameters(config: ModelConfig, targets: tuple[str, ...] = LORA_TARGETS) -> float:
+    """in x out of every adapted matrix: what a merged copy holds beside the base."""
+    return float(sum(number * inner * outer for inner, outer, number in _adapted(config, targets)))
+
+
+def _adapted(config: ModelConfig, targets: tuple[str, ...]) -> Iterator[tuple[int, int, int]]:
+    """(in, out, how many) of the matrices that have adapters."""
     for target in targets:
         if target not in ("attention", "ffn", "experts"):
             raise ConfigError(f"LoRA target {target!r} is not known; there are attention, ffn, experts")
@@ -181,15 +191,14 @@ def lora_parameters(config: ModelConfig, rank: int, targets: tuple[str, ...] = L
         (latent, heads * (config.qk_nope_head_dim + config.v_head_dim)),
         (heads * config.v_head_dim, d),
     ]
-    total = 0
     for layer in range(config.num_blocks):
-        sides = sum(inner + outer for inner, outer in attention) if "attention" in targets else 0
+        if "attention" in targets:
+            yield from ((inner, outer, 1) for inner, outer in attention)
         width = config.n_shared_experts * config.moe_intermediate_size if config.is_moe(layer) else config.intermediate_size
-        sides += 3 * (d + width) if "ffn" in targets and width else 0
+        if "ffn" in targets and width:
+            yield d, width, 3
         if config.is_moe(layer) and "experts" in targets:
-            sides += config.n_routed_experts * 3 * (d + config.moe_intermediate_size)
-        total += rank * sides
-    return float(total)
+            yield d, config.moe_intermediate_size, 3 * config.n_routed_experts
 
 
 def base_bytes(config: ModelConfig, kept: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rorqual.errors import ConfigError
-from rorqual.planner.estimate import MARGIN, PROGRAM, base_bytes, lora_parameters, serving_estimate, training_estimate
+from rorqual.planner.estimate import MARGIN, PROGRAM, adapted_parameters, base_bytes, lora_parameters, serving_estimate, training_estimate
 from rorqual.planner.params import count
 from tests.planner.configurations import V2_LITE, V3
 from tests.tiny import t0
@@ -51,6 +51,8 @@ def test_lora_by_hand() -> None:
     assert lora_parameters(t0(), 8, ("attention",)) == 8 * 4 * 648
     assert lora_parameters(t0(), 8) == 8 * (4 * 648 + 672 + 3 * 288)
     assert lora_parameters(t0(), 8, ("experts",)) == 8 * 3 * 8 * 288
+    assert adapted_parameters(t0()) == 4 * (64 * 48 + 48 * 96 + 64 * 40 + 32 * 128 + 64 * 64) + 3 * 64 * 160 + 3 * 3 * 64 * 32
+    assert adapted_parameters(t0(), ("experts",)) == 3 * 8 * 3 * 64 * 32
     tuned = training_estimate(V2_LITE, micro_batch=1, length=2048, dtype="bf16", compiled=False, lora_rank=16)
     assert tuned.parts["moments"] == 8 * lora_parameters(V2_LITE, 16) and tuned.parts["weights"] > 2 * count(V2_LITE).total
     assert tuned.total < 80e9 < training_estimate(V2_LITE, micro_batch=1, length=2048, dtype="bf16", compiled=False).total
