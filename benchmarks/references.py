@@ -85,7 +85,9 @@ def polyglot_suite(data: Path, language: str) -> Iterator[Case]:
         raise DataError(f"{data}/aider_polyglot/{language}.jsonl is not there; give the folder with --data")
     for row in polyglot._read(path):
         files, tests, reference, solution = exercises.parts(row)
-        run = partial(exercises.run, language=language, tests=tests, solution=solution, extra=row["extra"])
+        run = partial(
+            exercises.run, language=language, tests=tests, solution=solution, extra=row["extra"], own=[*files.values(), *reference.values()]
+        )
         yield row["task"], partial(_exercise, run, {**files, **reference}), partial(_exercise, run, files)
 
 

@@ -124,6 +124,17 @@ def rust_home() -> str | None:
     return folder if os.path.isdir(f"{folder}/bin") else None
 
 
+def node_modules() -> str | None:
+    """The folder with packages of node that RORQUAL_NODE_MODULES names; ConfigError for one that programs could not see."""
+    place = os.environ.get("RORQUAL_NODE_MODULES")
+    if not place:
+        return None
+    place = os.path.realpath(place)
+    if not os.path.isdir(place) or place.startswith("/tmp/"):
+        raise ConfigError(f"RORQUAL_NODE_MODULES ({place}) must be a node_modules folder outside of /tmp, which programs see as their own")
+    return place
+
+
 def found(tool: str) -> str | None:
     """The path of a tool, None where it is not installed."""
     home = rust_home()
@@ -134,7 +145,7 @@ def found(tool: str) -> str | None:
 
 def folders() -> list[str]:
     """Folders of toolchains beside the system's."""
-    return [path for path in [rust_home()] if path]
+    return [path for path in [rust_home(), node_modules()] if path]
 
 
 def installed() -> list[str]:

@@ -4,10 +4,11 @@
     cpp           g++ with Catch: `catch.hpp` beside the data file
     rust          cargo test --include-ignored, offline
     go            go test
-    java          javac and JUnit, with jars of JUnit 5 and AssertJ from ~/.m2 or ~/.gradle
-    javascript    jest, found beside node
+    java          javac and JUnit, with jars of JUnit 5 and AssertJ from ~/.m2, ~/.gradle or Debian's packages
+    javascript    jest with Babel, beside node or in the node_modules folder that RORQUAL_NODE_MODULES names
 
-In all but Python tests and candidate are one program: where it can be, a word that is new in each run must be said after the last test.
+In all but Python tests and candidate are one program. So what passes is run again with some tests turned around (tasks/contrary.py), and code
+that reaches for files, the process or the test runner is refused.
 """
 
 from __future__ import annotations
@@ -18,25 +19,35 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rorqual.errors import DeviceError
 from rorqual.eval import grade
 from rorqual.eval.grade import Grade
 from rorqual.eval.isolation import languages
-from rorqual.eval.sandbox import Sandbox
+from rorqual.eval.sandbox import Result, Sandbox
+from rorqual.eval.tasks import contrary
 
 LANGUAGES = ("python", "cpp", "go", "java", "javascript", "rust")
 SECONDS = 180.0
 _NAMES = {"javascript": "js"}
 _NODE_MODULES = ("/usr/local/lib/node_modules", "/usr/lib/node_modules")
+_XTEST = re.compile(r"\bx(?=(?:test|it)\()")
 _CATCH_MAIN = """#define CATCH_CONFIG_RUNNER
+#define CATCH_CONFIG_EXTERNAL_INTERFACES
 #include "catch.hpp"
 #include <cstdio>
+struct Told : Catch::TestEventListenerBase {{
+    using TestEventListenerBase::TestEventListenerBase;
+    void testCaseEnded(Catch::TestCaseStats const& one) override {{
+        if (!one.totals.assertions.allPassed()) std::printf("\\n{word} failed %s\\n", one.testInfo.name.c_str());
+    }}
+}};
+CATCH_REGISTER_LISTENER(Told)
 int main(int count, char* words[]) {{
     int failed = Catch::Session().run(count, words);
-    if (failed == 0) std::printf("\\n{word}\\n");
+    std::printf("\\n{word} end\\n");
     return failed;
 }}
 """
@@ -52,7 +63,9 @@ public class Started {{
         LauncherFactory.create().execute(request.build(), listener);
         var found = listener.getSummary();
         found.printFailuresTo(new java.io.PrintWriter(System.out, true));
-        if (found.getTestsFoundCount() > 0 && found.getTestsSucceededCount() == found.getTestsFoundCount()) System.out.println("\\n{word}");
+        for (var one : found.getFailures()) System.out.println("\\n{word} failed " + one.getTestIdentifier().getDisplayName().replace("()", ""));
+        long ended = found.getTestsFailedCount() + found.getTestsSucceededCount();
+        if (found.getTestsFoundCount() > 0 && ended == found.getTestsFoundCount()) System.out.println("\\n{word} end");
         System.exit(found.getTotalFailureCount() == 0 ? 0 : 1);
     }}
 }}
@@ -81,17 +94,40 @@ def missing(language: str) -> str:
 
 
 def run(
-    box: Sandbox, language: str, files: Mapping[str, str], tests: Mapping[str, str], solution: list[str], extra: Mapping[str, str]
-) -> Grade:
+    box: Sandbox, language: str, files: Mapping[str, str], tests: Mapping[str, str], solution: list[str], extra: Mapping[str, str],
+    own: Iterable[str] = (),
+) -> Grade:  # fmt: skip
     """Runs the `tests` files of an exercise against `files`; `extra` are texts that the language needs ("catch.hpp").
 
-    Any file of the tests' name in `files` is replaced by the test. DeviceError where the tools are absent.
+    Any file of the tests' name in `files` is replaced by the test. `own` are texts of the exercise itself (stub, example): what they reach for
+    a solution may, too. DeviceError where the tools are absent.
     """
     absent = missing(language)
     if absent:
         raise DeviceError(f"tests of {language} exercises need {absent}; install it, or leave polyglot_{language} out")
     if language == "python":
         return _python(box, files, tests, solution)
+    for name in solution:
+        out = contrary.reaches(language, files.get(name, ""), own)
+        if out:
+            return Grade(0, 1, f"{name} names {out!r}, which reaches out of the exercise; the standard library's pure parts are enough")
+    done, word = _run(box, language, files, tests, extra)
+    text = (done.stdout.replace(word, "") + done.stderr).strip()[-8000:]
+    said = contrary.failed(language, done.stdout, word) == set() if language in ("cpp", "java") else _counted(language, text)
+    if done.returncode or done.limit or not said:
+        return Grade(0, 1, f"limit of {done.limit} passed" if done.limit else text or "the tests did not reach their end", done.limit)
+    other, names = contrary.turned(language, tests)
+    if names:
+        done, word = _run(box, language, files, other, extra, names=True)
+        if contrary.failed(language, done.stdout, word) != names:
+            return Grade(0, 1, "it passes tests that were turned around, or does not end them", done.limit)
+    return Grade(1, 1)
+
+
+def _run(
+    box: Sandbox, language: str, files: Mapping[str, str], tests: Mapping[str, str], extra: Mapping[str, str], names: bool = False
+) -> tuple[Result, str]:
+    """One run, and the word made for it; with `names` the runner says which tests failed."""
     word = grade.secret_word()
     whole = {**files, **tests}
     made: dict[str, str | bytes] = dict(whole)
@@ -102,28 +138,25 @@ def run(
             build = f"g++ -std=c++17 -O0 -pthread -DEXERCISM_RUN_ALL_TESTS -I. -o started {sources} test/tests-main.cpp"
             script = f"{build} && rm -rf test *.cpp && exec ./started"
         case "rust":
-            script = "exec cargo test --offline --quiet --test '*' -- --include-ignored"
+            script = f"exec cargo test --offline {'' if names else '--quiet'} --test '*' -- --include-ignored"
         case "go":
-            script = "GOCACHE=$HOME/.gocache GOFLAGS=-mod=mod GOPROXY=off exec go test ./..."
+            script = "mkdir .own && export TMPDIR=$PWD/.own GOCACHE=$PWD/.own GOFLAGS=-mod=mod GOPROXY=off && exec go test ./..."
         case "java":
-            names = " ".join(Path(name).stem for name in tests if name.endswith("Test.java"))
+            classes = " ".join(Path(name).stem for name in tests if name.endswith("Test.java"))
             made = {name: re.sub(r"@Disabled\([^)]*\)\s*\n", "", text) if name in tests else text for name, text in whole.items()}
             made |= {f"jars/{name}.jar": Path(_jar(name)).read_bytes() for name in _JARS} | {"Started.java": _JUNIT_MAIN.format(word=word)}
             compile_ = "javac -J-XX:+UseSerialGC -cp 'jars/*' -d out $(find src -name '*.java') Started.java"
-            script = f"{compile_} && rm Started.java && exec java -XX:+UseSerialGC -cp 'out:jars/*' Started {names}"
+            script = f"{compile_} && rm -rf src Started.java && exec java -XX:+UseSerialGC -cp 'out:jars/*' Started {classes}"
         case _:
-            made = {name: text.replace("xtest(", "test(") if name in tests else text for name, text in whole.items()}
-            script = f"NODE_PATH={Path(_jest() or '').parent} exec node {_jest()}/bin/jest.js --ci --runInBand"
+            made = {name: _XTEST.sub("", text) if name in tests else text for name, text in whole.items()}
+            modules = Path(_jest() or "").parent
+            jest = f"exec node {modules}/jest/bin/jest.js --ci --runInBand{' --json' if names else ''}"
+            script = f"ln -s {modules} node_modules && {jest}"
     known = languages.LANGUAGES[_NAMES.get(language, language)]
     limits = dataclasses.replace(known.limits(box.limits), seconds=SECONDS, memory=max(box.limits.memory, 3 << 30))
     program = box.program(["/bin/sh", "-c", script], made, limits=limits)
     program = dataclasses.replace(program, environment=known.environment(), watched=True)
-    done = box.run_programs([program])[0]
-    text = (done.stdout.replace(word, "") + done.stderr).strip()[-8000:]
-    said = done.stdout.rstrip("\n").rpartition("\n")[2] == word if language in ("cpp", "java") else _counted(language, text)
-    if done.returncode == 0 and not done.limit and said:
-        return Grade(1, 1)
-    return Grade(0, 1, f"limit of {done.limit} passed" if done.limit else text or "the tests did not reach their end", done.limit)
+    return box.run_programs([program])[0], word
 
 
 def _python(box: Sandbox, files: Mapping[str, str], tests: Mapping[str, str], solution: list[str]) -> Grade:
@@ -145,15 +178,22 @@ def _counted(language: str, text: str) -> bool:
 
 @functools.cache
 def _jest() -> str | None:
-    """The folder of jest among node's global packages, None where it is not installed."""
-    return next((f"{place}/jest" for place in _NODE_MODULES if os.path.exists(f"{place}/jest/bin/jest.js")), None)
+    """The folder of jest in the cache that the user names, or among node's global packages; None where it is not installed."""
+    return next(
+        (
+            f"{place}/jest"
+            for place in (*filter(None, [languages.node_modules()]), *_NODE_MODULES)
+            if os.path.exists(f"{place}/jest/bin/jest.js")
+        ),
+        None,
+    )
 
 
 @functools.cache
 def _jar(name: str) -> str:
-    """The newest jar of that name for JUnit 5, of caches of Maven and Gradle; "" where there is none."""
+    """The newest jar of that name for JUnit 5, of caches of Maven and Gradle or of Debian's packages; "" where there is none."""
     found: list[tuple[list[int], str]] = []
-    for place in ("~/.m2/repository", "~/.gradle/caches/modules-2"):
+    for place in ("~/.m2/repository", "~/.gradle/caches/modules-2", "/usr/share/maven-repo"):
         for path in Path(os.path.expanduser(place)).glob(f"**/{name}-[0-9]*.jar"):
             number = path.stem.removeprefix(f"{name}-")
             parts = [int(part) for part in re.findall(r"\d+", number)]

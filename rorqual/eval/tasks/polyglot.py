@@ -60,7 +60,7 @@ def _question(row: Row, form: str) -> str:
 
 def judge(row: Row, text: str, tools: Tools, language: str, form: str) -> Judgement:
     """Whether the tests pass after the answer's edits; for a second answer, after those of the first one too."""
-    files, tests, _, solution = exercises.parts(row)
+    files, tests, reference, solution = exercises.parts(row)
     open_ = {name: files[name] for name in solution}
     for earlier in row.get("_earlier", ()):
         open_ = edits.apply(earlier, open_, form).files
@@ -68,7 +68,9 @@ def judge(row: Row, text: str, tools: Tools, language: str, form: str) -> Judgem
     formed = {"well_formed": float(edited.well_formed)}
     if not edited.well_formed and edited.files == open_:
         return Judgement(0.0, None, edited.problem, formed)
-    found = exercises.run(tools.sandbox, language, {**files, **edited.files}, tests, solution, row.get("extra", {}))
+    found = exercises.run(
+        tools.sandbox, language, {**files, **edited.files}, tests, solution, row.get("extra", {}), [*files.values(), *reference.values()]
+    )
     return Judgement(float(found.right), text, found.note, formed)
 
 

@@ -1,0 +1,117 @@
+"""Tests turned around, by hand; what reaches out of an exercise; candidates that cheat in their own process score zero."""
+
+from __future__ import annotations
+
+import pytest
+
+from rorqual.eval.tasks import contrary, exercises
+from tests.eval import boxes
+
+RUST = "use inc::inc;\n#[test]\nfn a() { assert_eq!(inc(1), 2); }\n#[test]\n#[ignore]\nfn b() { let x = inc(2); assert_ne!(x, 2); assert_eq!(x, 3); }\n#[test]\nfn c() { assert!(inc(3) == 4); }\n"
+CPP = '#include "inc.h"\n#include "test/catch.hpp"\nTEST_CASE("one, \\"a\\"") { REQUIRE(inc(1) == 2); }\nTEST_CASE("two") { REQUIRE_FALSE(inc(2) == 2); }\n'
+JAVA = "import org.junit.jupiter.api.*;\nclass IncTest {\n @Test void a() { Assertions.assertEquals(2, Inc.inc(1)); }\n @Test\n public void b() { Assertions.assertTrue(Inc.inc(2) == 3); }\n}"
+JS = "import { inc } from './inc';\ndescribe('inc', () => {\n  test('it\\'s one', () => { expect(inc(1)).toBe(2); });\n  xtest(\"two\", () => { expect(inc(2)).not.toEqual(2); });\n});\n"
+
+
+@pytest.mark.parametrize(
+    ("language", "file", "text", "pieces"),
+    [
+        ("rust", "tests/inc.rs", RUST, [("a", "assert_ne!("), ("b", "assert_eq!("), ("c", None)]),
+        ("cpp", "inc_test.cpp", CPP, [('one, \\"a\\"', "REQUIRE_FALSE("), ("two", "REQUIRE(")]),
+        ("java", "IncTest.java", JAVA, [("a", "assertNotEquals("), ("b", "assertFalse(")]),
+        ("javascript", "inc.spec.js", JS, [("it\\'s one", ").not.to"), ("two", ").to")]),
+    ],
+)  # fmt: skip
+def test_pieces_by_hand(language, file, text, pieces):
+    found = contrary._pieces(language, text)
+    assert [(name, place and place[2]) for name, place in found] == pieces
+    seen = set()
+    for _ in range(40):
+        made, names = contrary.turned(language, {file: text})
+        assert names and made[file] != text and names <= {name for name, new in pieces if new}
+        changed = {name for (name, _), (_, other) in zip(pieces, contrary._pieces(language, made[file]), strict=True) if (other and other[2]) != dict(pieces)[name]}  # fmt: skip
+        assert changed == names
+        seen.add(frozenset(names))
+    assert len(seen) > 1
+
+
+def test_what_cannot_be_turned_is_left():
+    text = "#[test]\n#[should_panic]\nfn a() { assert_eq!(1, 2); }\n"
+    assert contrary.turned("rust", {"a.rs": text}) == ({"a.rs": text}, set()) and contrary.turned("go", {"a": "x"}) == ({"a": "x"}, set())
+
+
+def test_failed_tests_are_read():
+    assert contrary.failed("rust", "test a ... ok\ntest b ... FAILED\ntest result: FAILED. 1 passed; 1 failed\n", "") == {"b"}
+    assert contrary.failed("rust", "", "") is None and contrary.failed("cpp", "w failed a b\nw", "w") is None
+    assert contrary.failed("java", "x\nw failed a\n\nw end\n", "w") == {"a"} and contrary.failed("javascript", "no", "") is None
+    said = '{"testResults":[{"assertionResults":[{"title":"a","status":"failed"},{"title":"b","status":"passed"}]}]}'
+    assert contrary.failed("javascript", f"log\n{said}\n", "") == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "found"),
+    [
+        ("rust", 'const T: &str = include_str!("../tests/a.rs");', "include_str!"), ("rust", "// std::fs::read\nfn f() {}", ""),
+        ("cpp", "#include <fstream>", "#include <fstream>"), ("cpp", "#undef REQUIRE", "#undef"), ("cpp", "std::exit(0);", "exit("), ("cpp", "int exit_code = 1;", ""),
+        ("java", "java.lang.reflect.Method m;", "java.lang.reflect"), ("java", "System.exit(0);", "System.exit"), ("java", "System.out.println(1);", ""),
+        ("javascript", "const fs = require('fs');", "require("), ("javascript", "process.exit(0)", "process."), ("javascript", "export const process = (x) => x;", ""),
+        ("javascript", "expect.extend({})", "expect."), ("go", '//go:embed x_test.go', "//go:embed"), ("go", 'import "os"', '"os"'), ("go", 'import "strings"', ""),
+    ],
+)  # fmt: skip
+def test_reaching_out(language, text, found):
+    assert contrary.reaches(language, text) == found and contrary.reaches(language, text, [text]) == ""
+
+
+# ---------------------------------------------------------------------- in the sandbox
+
+_CARGO = '[package]\nedition = "2021"\nname = "inc"\nversion = "0.0.0"\n'
+_RESULT = "running 3 tests\\n...\\ntest result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\\n"
+SETS = {
+    "rust": ({"Cargo.toml": _CARGO}, "src/lib.rs", {"tests/inc.rs": RUST}, "pub fn inc(n: i32) -> i32 { n + 1 }\n"),
+    "javascript": ({"babel.config.js": "module.exports = { presets: ['@exercism/babel-preset-javascript'] };", "package.json": "{}"}, "inc.js", {"inc.spec.js": JS}, "export const inc = (n) => n + 1;\n"),
+    "java": ({}, "src/main/java/Inc.java", {"src/test/java/IncTest.java": JAVA}, "class Inc { static int inc(int n) { return n + 1; } }"),
+}  # fmt: skip
+TRICKS = {
+    "rust": {
+        "prints the summary and leaves": f'pub fn inc(_: i32) -> i32 {{ print!("{_RESULT}"); std::process::exit(0) }}\n',
+        "leaves by a way that is not refused": f'use std::process as p;\npub fn inc(_: i32) -> i32 {{ println!("{_RESULT}"); p::exit(0) }}\n',
+        "equals everything": "#[derive(Debug)]\npub struct All;\nimpl PartialEq<i32> for All { fn eq(&self, _: &i32) -> bool { true } }\npub fn inc(_: i32) -> All { All }\n",
+        "reads the tests": 'const T: &str = include_str!("../tests/inc.rs");\npub fn inc(n: i32) -> i32 { T.len() as i32 * 0 + n + 1 }\n',
+    },
+    "javascript": {
+        "patches the runner": "export const inc = (n) => 0;\nexpect.extend({}); \n",
+        "ends with the summary": "console.log('Tests:       2 passed, 2 total'); process.exit(0);\nexport const inc = (n) => 0;\n",
+        "changes what is compared": "Object.is = () => true;\nexport const inc = (n) => 0;\n",
+        "ends by a way that is not refused": "const p = [].find.constructor('return pro' + 'cess')();\np.stderr.write('Tests:       2 passed, 2 total\\n'); p.exit(0);\nexport const inc = (n) => 0;\n",
+        "patches by a way that is not refused": "const g = [].find.constructor('return this')();\nconst old = g['exp' + 'ect'];\ng['exp' + 'ect'] = () => new Proxy(() => {}, { get: (t, k, r) => r, apply: () => undefined });\nexport const inc = (n) => 0;\n",
+    },
+    "java": {
+        "halts": 'class Inc { static int inc(int n) { System.out.println("passed"); System.exit(0); return 0; } }',
+        "throws the runner's own skip": "class Inc { static int inc(int n) { throw new org.opentest4j.TestAbortedException(); } }",
+        "halts by a way that is not refused": 'import static java.lang.System.*;\nclass Inc { static int inc(int n) { out.println("passed"); exit(0); return 0; } }',
+    },
+}  # fmt: skip
+
+
+def _run(monkeypatch, language, code):
+    if language == "java":
+        monkeypatch.setattr(exercises, "_JARS", exercises._JARS[:-1])  # this exercise needs no AssertJ
+    box = boxes.best()
+    if exercises.missing(language):
+        pytest.skip(f"tests of {language} exercises need {exercises.missing(language)}")
+    files, place, tests, right = SETS[language]
+    return exercises.run(box, language, {**files, place: code or right}, tests, [place], {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("language", "trick"), [(name, trick) for name, some in TRICKS.items() for trick in some])
+def test_tricks_score_zero(monkeypatch, language, trick):
+    found = _run(monkeypatch, language, TRICKS[language][trick])
+    assert not found.right, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language", SETS)
+def test_right_ones_pass(monkeypatch, language):
+    found = _run(monkeypatch, language, "")
+    assert found.right, found
