@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     problems = _problems(args)
     evaluation = EvaluationText.read(args.against) if args.against else None
     key = os.environ.get(args.api_key_env)
-    targets = [target for _, target in sorted(_targets(args, problems).items())]
+    targets = dict.fromkeys(_targets(args, problems).values())
     local = [Path(one) for one in [*targets, args.original, args.reward_model] if one and not one.startswith(("http://", "https://"))]
     memory_check.check_models(
         local,
@@ -162,8 +162,12 @@ def _teacher(args: argparse.Namespace, problems: Problems, key: str | None) -> T
     named = _targets(args, problems)
     domains = {one.id: domain_of(one) for one in problems.items}
 
+    made: dict[str, Teacher] = {}  # an expert for two domains is loaded once
+
     def opened(target: str) -> Teacher:
-        return open_teacher(target, model=args.teacher_model, api_key=key, parallel=args.parallel, weights=args.weights)
+        if target not in made:
+            made[target] = open_teacher(target, model=args.teacher_model, api_key=key, parallel=args.parallel, weights=args.weights)
+        return made[target]
 
     if set(named) == {"*"}:
         return opened(named["*"])
