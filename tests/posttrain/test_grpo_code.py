@@ -17,6 +17,7 @@ from rorqual.posttrain.grpo import run_grpo
 from rorqual.posttrain.grpo_config import GRPORun
 from rorqual.posttrain.presets import GRPOConfig
 from rorqual.posttrain.problems import Problems, problem_of, read_problems
+from rorqual.posttrain.rewards import Rewards
 from rorqual.posttrain.rollout import Answer, Prompt, parse
 from rorqual.tokenizer import bpe
 from tests.posttrain.tiny_chat import write_model
@@ -69,6 +70,27 @@ def test_programs_are_paid_by_their_tests(tmp_path: Path) -> None:
     assert [one["components"]["code"]["verdict"] for one in record["answers"]] == ["right", "wrong", "wrong"]
     assert record["answers"][2]["components"]["code"]["note"] == "no fenced block of code" and record["signal"]
     assert [one["reward"] for one in record["answers"]] == [1.5, 0.5, 0.5]
+
+
+HACKS = {
+    "exits before the tests": "import sys\nsys.exit(0)",
+    "ends the process": "import os\ndef add(a, b):\n    os._exit(0)",
+    "says that it passed": "print('passed')\ndef add(a, b):\n    print('1 passed')",
+    "equals everything": "class All:\n    def __eq__(self, other):\n        return True\ndef add(a, b):\n    return All()",
+    "looks for the tests": "def add(a, b):\n    import glob\n    return [open(name).read() for name in glob.glob('/**/*test*', recursive=True)][0]",
+    "never ends": "def add(a, b):\n    while True:\n        pass",
+}
+
+
+@pytest.mark.slow
+def test_programs_that_cheat_earn_nothing() -> None:
+    """Field case F39, as the reward sees it: judged, and wrong."""
+    rewards = Rewards(GRPOConfig(rewards={"code": 1.0}, reward_seconds=2.0))
+    fenced = [f"```python\n{text}\n```" for text in (*HACKS.values(), "def add(a, b):\n    return a + b")]
+    found = rewards.judge_all([(problem_of(ROWS[0]), Answer([], [1], False, text=text, content=text)) for text in fenced])
+    rewards.close()
+    assert [one.reward for one in found] == [0.0] * len(HACKS) + [1.0]
+    assert all(one.outcomes["code"].verdict == "wrong" for one in found[:-1])
 
 
 def test_other_tests_are_other_problems() -> None:
