@@ -237,7 +237,7 @@ def test_the_engine_answers_as_on_the_cpu(device, speculative):
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logits_on_the_device_are_the_cpus(device, dtype):
-    """FP32 within 1e-4; BF16 within 3% of the logits' size. Every bucket gives a row the same bits."""
+    """FP32 within 1e-4, BF16 within 3% of the largest logit. Every bucket gives a row the same bits."""
     from rorqual.kernels import triton_rows
 
     model = build()
@@ -251,7 +251,7 @@ def test_logits_on_the_device_are_the_cpus(device, dtype):
     ids, positions = ids.to(device), torch.arange(19, device=device)
     hidden = step.trunk(ids, positions, table.expand(19, 5), storage.values)
     got = step.logits(hidden).cpu()
-    assert (got - want).abs().max() < (1e-4 if dtype == torch.float32 else 0.03 * want.abs().max())
+    assert (got - want).abs().max() < (1e-4 if dtype == torch.float32 else 0.03) * want.abs().max()
     for n in (1, 2, 3, 5, 16, 17):
         again = step.trunk(ids[19 - n :], positions[19 - n :], table.expand(n, 5), storage.values)
         assert torch.equal(again, hidden[19 - n :]), n
