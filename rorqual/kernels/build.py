@@ -82,15 +82,28 @@ def _load(path: str, openmp: bool) -> ctypes.CDLL:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            linked, objects = Path(folder) / "native.so", []
-            for source in SOURCES:
-                objects.append(str(Path(folder) / f"{source.stem}.o"))
-                subprocess.run(
-                    [path, *flags, "-c", str(source), "-o", objects[-1]], capture_output=True, text=True, timeout=120, check=True
+            linked, objects = Path(folder) / "native.so", [str(Path(folder) / f"{source.stem}.o") for source in SOURCES]
+            running = [
+                subprocess.Popen(
+                    [path, *flags, "-c", str(source), "-o", made], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
                 )
+                for source, made in zip(SOURCES, objects, strict=True)
+            ]
+            failed = [(one, stderr) for one in running for stderr in [_finished(one)] if one.returncode]
+            if failed:
+                raise subprocess.CalledProcessError(failed[0][0].returncode, path, stderr=failed[0][1])
             undefined = ["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else []
             subprocess.run(
                 [path, "-shared", *undefined, *objects, "-o", str(linked)], capture_output=True, text=True, timeout=120, check=True
             )
             os.replace(linked, target)
     return ctypes.CDLL(str(target))
+
+
+def _finished(compiling: subprocess.Popen[str]) -> str:
+    """What it says on stderr, once it has ended; it is ended after two minutes."""
+    try:
+        return compiling.communicate(timeout=120)[1]
+    except subprocess.TimeoutExpired:
+        compiling.kill()
+        return compiling.communicate()[1] or "took more than two minutes"

@@ -94,7 +94,7 @@ inline void outputs(const float* const* x, long n, const float* w, long k, float
 
 constexpr long GROUP = 4;  // outputs of a tile
 
-inline void some_outputs(const float* const* x, long n, const float* w, long k, float* const* y, long first, long last) {
+__attribute__((noinline)) void some_outputs(const float* const* x, long n, const float* w, long k, float* const* y, long first, long last) {
     long out = first;
     for (; out + GROUP <= last; out += GROUP) outputs<GROUP>(x, n, w + out * k, k, y, out);
     for (; out < last; out++) outputs<1>(x, n, w + out * k, k, y, out);
@@ -150,19 +150,19 @@ inline void store_some(float* p, lanes x, long count) {
 }
 
 // gate = silu(gate) * up
-inline void swiglu(float* gate, const float* up, long count) {
+__attribute__((noinline)) void swiglu(float* gate, const float* up, long count) {
     for (long i = 0; i < count; i += LANES) {
         const lanes g = load_some(gate + i, count - i);
         store_some(gate + i, g / (1.0f + exp_lanes(-g)) * load_some(up + i, count - i), count - i);
     }
 }
 
-inline void sigmoid(float* x, long count) {
+__attribute__((noinline)) void sigmoid(float* x, long count) {
     for (long i = 0; i < count; i += LANES) store_some(x + i, 1.0f / (1.0f + exp_lanes(-load_some(x + i, count - i))), count - i);
 }
 
 // softmax of scale * x
-inline void softmax(float* x, long count, float scale) {
+__attribute__((noinline)) void softmax(float* x, long count, float scale) {
     float most = -INFINITY;
     for (long i = 0; i < count; i++) {
         x[i] *= scale;
@@ -195,7 +195,7 @@ constexpr long HEADS = 4;  // of a row, which read its cached entries together
 
 // y[h][k] = sum over cached entries t of a[h][t] entry_t[k], in the order of t, for H heads that read each entry together
 template <int H>
-inline void mix_entries(const float* const* a, long count, const int64_t* table, long block_size, const float* cache, long entry, long width, float* const* y) {
+__attribute__((noinline)) void mix_entries(const float* const* a, long count, const int64_t* table, long block_size, const float* cache, long entry, long width, float* const* y) {
     long k = 0;
     for (; k + 2 * LANES <= width; k += 2 * LANES) {
         lanes sum[H][2];

@@ -125,7 +125,7 @@ template <int R, typename T>
 inline void panel_rows(const float* const* x, const T* w, const float* scale, long k, float* const* y, long first, long last, long paired, long o) {
     long out = first;
     const long end = last < paired ? last : paired;
-    if constexpr (MANY_REGISTERS ? R <= 4 : R == 1)
+    if constexpr (sizeof(T) == 4 && (MANY_REGISTERS ? R <= 4 : R == 1))
         for (; out + UNIT < end; out += 2 * UNIT) panel_tile<R, 4, 2>(x, w + out * k, scale, k, y, out, o);
     if constexpr (MANY_REGISTERS || R <= 2)
         for (; out < end; out += UNIT) panel_tile<R, 2, 2>(x, w + out * k, scale, k, y, out, o);
@@ -211,25 +211,32 @@ inline float round_row(const float* x, long k, uint8_t* bytes) {
     return largest / 127.0f;
 }
 
-template <typename In, typename Out>
-inline void multiply_rounded(const Matrix& w, long k, long o, long n, In in, Out out, long first, long last) {
+// one row's outputs from `first` to `last`
+__attribute__((noinline)) void rounded_outputs(const float* x, const Matrix& w, long k, float* y, long first, long last, long o) {
     const long groups = (k + 3) / 4, paired = (o + PANEL - 1) / UNIT * UNIT, end = last < paired ? last : paired;
     const int8_t* data = static_cast<const int8_t*>(w.data);
     uint8_t bytes[MOST_ROUNDED];
-    for (long i = 0; i < n; i++) {
-        const float scale = round_row(in(i), k, bytes);
-        long at = first;
-        for (; at + UNIT < end; at += 2 * UNIT) rounded_tile<4, 2>(bytes, scale, data + at * groups * 4, w.scale, groups, out(i), at, o);
-        for (; at < end; at += UNIT) rounded_tile<2, 2>(bytes, scale, data + at * groups * 4, w.scale, groups, out(i), at, o);
-        if (at < last) rounded_tile<1, 1>(bytes, scale, data + at * groups * 4, w.scale, groups, out(i), at, o);
-    }
+    const float scale = round_row(x, k, bytes);
+    long at = first;
+    for (; at + UNIT < end; at += 2 * UNIT) rounded_tile<4, 2>(bytes, scale, data + at * groups * 4, w.scale, groups, y, at, o);
+    for (; at < end; at += UNIT) rounded_tile<2, 2>(bytes, scale, data + at * groups * 4, w.scale, groups, y, at, o);
+    if (at < last) rounded_tile<1, 1>(bytes, scale, data + at * groups * 4, w.scale, groups, y, at, o);
 }
 constexpr bool CAN_ROUND = true;
 #else
-template <typename In, typename Out>
-inline void multiply_rounded(const Matrix&, long, long, long, In, Out, long, long) {}
+inline void rounded_outputs(const float*, const Matrix&, long, float*, long, long, long) {}
 constexpr bool CAN_ROUND = false;
 #endif
+
+// n rows of at most TILE: outputs from `first` to `last`
+__attribute__((noinline)) void outputs_of(const float* const* x, long n, const Matrix& w, long k, float* const* y, long first, long last, long o) {
+    switch (w.kind) {
+        case 1: return panel_outputs<float>(x, n, w, k, y, first, last, o);
+        case 2: return panel_outputs<BF16>(x, n, w, k, y, first, last, o);
+        case 3: return panel_outputs<FP16>(x, n, w, k, y, first, last, o);
+        default: return panel_outputs<int8_t>(x, n, w, k, y, first, last, o);
+    }
+}
 
 // out(i) = W in(i) for n rows: units `from` up to `to` of the `o` outputs, `k` inputs
 template <typename In, typename Out>
@@ -237,18 +244,17 @@ inline void multiply(const Matrix& w, long k, long o, long n, In in, Out out, lo
     const float* x[TILE];
     float* y[TILE];
     const long end = to * UNIT < o ? to * UNIT : o;
-    if (w.kind == ROUNDED) return multiply_rounded(w, k, o, n, in, out, from * UNIT, end);
+    if (w.kind == ROUNDED) {
+        if (from < to)
+            for (long i = 0; i < n; i++) rounded_outputs(in(i), w, k, out(i), from * UNIT, end, o);
+        return;
+    }
     for (long first = from * UNIT; first < end; first += CHUNK) {
         const long last = first + CHUNK < end ? first + CHUNK : end;
         for (long row = 0; row < n; row += TILE) {
             const long rows = n - row < TILE ? n - row : TILE;
             for (long i = 0; i < rows; i++) x[i] = in(row + i), y[i] = out(row + i);
-            switch (w.kind) {
-                case 1: panel_outputs<float>(x, rows, w, k, y, first, last, o); break;
-                case 2: panel_outputs<BF16>(x, rows, w, k, y, first, last, o); break;
-                case 3: panel_outputs<FP16>(x, rows, w, k, y, first, last, o); break;
-                default: panel_outputs<int8_t>(x, rows, w, k, y, first, last, o);
-            }
+            outputs_of(x, rows, w, k, y, first, last, o);
         }
     }
 }
