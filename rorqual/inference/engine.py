@@ -265,7 +265,7 @@ class Engine:
     def _propose(self, work: list[Work]) -> None:
         groups: dict[int, list[Work]] = {}
         for one in work:
-            if one.num_drafts and one.sequence.draft_hidden is not None and len(one.sequence.draft_hidden):
+            if one.num_drafts and one.sequence.draft_rows:
                 groups.setdefault(one.num_drafts, []).append(one)
         for count, group in groups.items():
             for one, drafts in zip(group, self.runner.propose([w.sequence for w in group], count), strict=True):
@@ -275,29 +275,28 @@ class Engine:
     # ------------------------------------------------------------------ from states to tokens
 
     def _finish_step(self, work: list[Work], made: Forward, speculates: bool) -> list[StepOutput]:
-        hidden = made.hidden
-        for one, states in zip(work, hidden, strict=True):
-            self._read_prompt_logprobs(one, states)
-        ready = [(one, states) for one, states in zip(work, hidden, strict=True) if one.end == len(one.sequence.tokens)]
+        ready = []
+        for one, states in zip(work, made.hidden, strict=True):
+            if one.sequence.params.prompt_logprobs is not None:
+                self._read_prompt_logprobs(one, states)
+            if one.end == len(one.sequence.tokens):
+                ready.append((one, states))
         out: list[StepOutput] = []
-        counts = {one: one.end - one.sequence.computed for one in work}
+        taken: dict[Work, int] = {}
         if ready:
             tokens, logprobs, place = *self._drawn(ready, made), 0
             for one, _ in ready:
                 width = 1 + len(one.drafts)
                 out.append(self._commit(one, tokens[place : place + width], logprobs[place : place + width]))
-                counts[one] += len(out[-1].new_token_ids) - 1
+                taken[one] = len(out[-1].new_token_ids) - 1
                 place += width
-        for one, states in zip(work, hidden, strict=True):
-            one.sequence.computed += counts[one]
-            self.runner.observe(one.sequence, states[: counts[one]])
-        going = [one.sequence for one in work if one.sequence.finish_reason is None]
+        for one, states in zip(work, made.hidden, strict=True):
+            count = one.end - one.sequence.computed + taken.get(one, 0)
+            one.sequence.computed += count
+            if self.runner.modules and one.sequence.finish_reason is None:
+                self.runner.observe(one.sequence, states if count == states.shape[0] else states[:count])
         if self.runner.modules:
-            most = 1 + self.num_drafts
-            lags = [most if speculates or len(s.tokens) <= s.num_prompt_tokens + 1 else _LAG for s in going]
-            self.runner.catch_up(
-                [s for s, lag in zip(going, lags, strict=True) if s.draft_hidden is not None and len(s.draft_hidden) > lag]
-            )
+            self._catch_up([one.sequence for one in work if one.sequence.finish_reason is None], speculates)
         for one in work:
             s = one.sequence
             self.scheduler.register(s, min(s.computed, s.draft_start) if self.runner.modules else s.computed)
@@ -309,6 +308,13 @@ class Engine:
                 if all(other.finish_reason for other in self._requests.get(s.request_id, [])):
                     self._requests.pop(s.request_id, None)
         return out
+
+    def _catch_up(self, going: list[Sequence], speculates: bool) -> None:
+        most = 1 + self.num_drafts
+        lags = [most if speculates or len(s.tokens) <= s.num_prompt_tokens + 1 else _LAG for s in going]
+        late = [s for s, lag in zip(going, lags, strict=True) if s.draft_rows > lag]
+        if late:
+            self.runner.catch_up(late)
 
     def _drawn(self, ready: list[tuple[Work, Tensor]], made: Forward) -> tuple[list[int], Many[TokenLogprobs | None]]:
         """The target's tokens after the last token and each draft of the pieces that are due, and the log-probabilities that were asked for."""
@@ -367,9 +373,7 @@ class Engine:
 
     def _read_prompt_logprobs(self, one: Work, states: Tensor) -> None:
         s = one.sequence
-        wanted = s.params.prompt_logprobs
-        if wanted is None:
-            return
+        wanted = s.params.prompt_logprobs or 0
         if s.prompt_logprobs is None:
             s.prompt_logprobs = [None]
         first = len(s.prompt_logprobs)  # a prompt that is read again after preemption is not counted twice

@@ -76,14 +76,9 @@ class Runner:
         reason = self.why_not if self._device.type == "cpu" else on_gpu[1]
         self.path = "compiled" if self.why_not is None else f"PyTorch ({reason})"
         if self.why_not is None:
+            small = DRAFT_WEIGHTS if num_drafts else None
             self._step = self._compiled = decode.DecodeStep(
-                model.config,
-                tensors,
-                rope.inv_freq,
-                rope.amplitude,
-                rope.softmax_scale,
-                weights or own,
-                DRAFT_WEIGHTS if num_drafts else None,
+                model.config, tensors, rope.inv_freq, rope.amplitude, rope.softmax_scale, weights or own, small
             )
         elif on_gpu[0] is not None:
             self._width, (self._step, self.path) = math.inf, on_gpu
@@ -225,9 +220,9 @@ class Runner:
 
     def observe(self, sequence: Sequence, hidden: Tensor) -> None:
         """Takes the states of the next positions of one sequence for the drafter."""
-        if self.modules:
-            held = sequence.draft_hidden
-            sequence.draft_hidden = hidden if held is None or not len(held) else torch.cat([held, hidden])
+        if self.modules and len(hidden):
+            sequence.draft_hidden.append(hidden)
+            sequence.draft_rows += hidden.shape[0]
 
     def catch_up(self, sequences: list[Sequence]) -> None:
         """Runs the MTP modules over the positions whose following tokens are known; the chunks of a prompt."""
@@ -252,28 +247,27 @@ class Runner:
 
     def _flat_modules(self, step: decode.DecodeStep, group: list[Sequence], widths: list[int], num_drafts: int) -> list[list[int]]:
         """All sequences' rows in one call a module; of the last one's, only each sequence's newest row needs a state, and for drafts alone."""
-        parts = [_pending(s) if len(_pending(s)) == width else _pending(s)[:width] for s, width in zip(group, widths, strict=True)]
+        parts = [_pending(s) if s.draft_rows == width else _pending(s)[:width] for s, width in zip(group, widths, strict=True)]
         hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
         more = 1 if num_drafts else self.modules
         known = [s.tokens[s.draft_start + 1 : s.draft_start + width + more] for s, width in zip(group, widths, strict=True)]
-        filters = any(s.params.filters for s in group)
+        plain = not any(s.params.filters for s in group)
         for module in range(max(num_drafts, self.modules)):
+            ahead = max(0, module - self.modules + 1)  # beyond the modules: the last one's own state, one place on
             rows, draws, last = Rows.none(), Draws.none(self._drawable), array("q")
             for s, width, tokens in zip(group, widths, known, strict=True):
-                ahead = max(0, module - self.modules + 1)  # beyond the modules: the last one's own state, one place on
                 if ahead:
                     rows.add(tokens[-1:], s.draft_start + width - 1 + ahead, s.blocks)
                 else:
                     rows.add(tokens[module : module + width], s.draft_start, s.blocks)
                 last.append(len(rows.ids) - 1)
-                if num_drafts:
+                if num_drafts and plain:
                     self._add_draws(draws, s, s.draft_start + width + 1 + module, 1)
-            select = None if module < self.modules - 1 or len(last) == len(rows.ids) else last
-            if not num_drafts and module == self.modules - 1:
-                select = array("q")
-            draws.rows = whole(range(len(last))) if select is not None else last
-            if filters:
-                draws.keys = None
+            final, several = module >= self.modules - 1, len(rows.ids) > len(last)
+            select = None if not final else array("q") if not num_drafts else last if several else None
+            if num_drafts:
+                draws.rows = last if select is None else whole(range(len(last)))
+                draws.keys = draws.keys if plain else None
             index = min(module, self.modules - 1)
             made = step.forward(rows, self.storage.values, draws if num_drafts else None, module=index, hidden=hidden, select=select)
             hidden = made.states
@@ -285,17 +279,16 @@ class Runner:
                     drawn = sample(made.logits, [s.params for s in group], [s.choice for s in group], places, self._vocab_limit).tolist()
                 for tokens, token in zip(known, drawn, strict=True):
                     tokens.append(max(token, 0))  # NaN: the target's own logits will say so
-            if module == self.modules - 1 and select is None and num_drafts:
-                hidden = hidden[last.tolist()] if len(last) < len(hidden) else hidden
         self._settle(group, widths, num_drafts)
         return [tokens[len(tokens) - num_drafts :] for tokens in known]
 
     def _settle(self, group: list[Sequence], widths: list[int], num_drafts: int) -> None:
         """Notes what of the modules' entries is final: the last modules - 1 positions of drafts were run with guesses."""
         for s, width in zip(group, widths, strict=True):
-            final = max(s.draft_start, s.draft_start + width - self.modules + 1) if num_drafts else s.draft_start + width
-            s.draft_hidden = _pending(s)[final - s.draft_start :]
-            s.draft_start = final
+            done = max(0, width - self.modules + 1) if num_drafts else width
+            s.draft_hidden = [] if done == s.draft_rows else [_pending(s)[done:]]
+            s.draft_rows -= done
+            s.draft_start += done
 
     @torch.no_grad()
     def _modules(self, group: list[Sequence], width: int, num_drafts: int) -> list[list[int]]:
@@ -341,9 +334,11 @@ def _by_width(widths: Iterable[int]) -> list[list[int]]:
 
 
 def _pending(sequence: Sequence) -> Tensor:
-    assert sequence.draft_hidden is not None
-    return sequence.draft_hidden
+    """The states that wait for the drafter, in one piece."""
+    if len(sequence.draft_hidden) > 1:
+        sequence.draft_hidden = [torch.cat(sequence.draft_hidden)]
+    return sequence.draft_hidden[0]
 
 
 def _seen(sequence: Sequence) -> int:
-    return sequence.draft_start + (0 if sequence.draft_hidden is None else len(sequence.draft_hidden))
+    return sequence.draft_start + sequence.draft_rows

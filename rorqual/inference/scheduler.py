@@ -26,7 +26,7 @@ class QueueFullError(RorqualError):
 class Sequence:
     """One choice of one request. `computed` leading tokens have their entries in the cache, MTP's up to `draft_start`.
 
-    `draft_hidden` are the trunk's states from `draft_start` on; `leader` is the choice whose prompt blocks this one will share; `plain`:
+    `draft_hidden` are the trunk's states of `draft_rows` positions from `draft_start` on, in pieces; `leader` is the choice whose prompt blocks this one will share; `plain`:
     its tokens are drawn by temperature alone.
     """
 
@@ -46,7 +46,8 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     hashes: list[int] = field(default_factory=list)
     draft_start: int = 0
-    draft_hidden: Tensor | None = None
+    draft_hidden: list[Tensor] = field(default_factory=list)
+    draft_rows: int = 0
     prompt_logprobs: list[Any] | None = None
     finish_reason: str | None = None
     plain: bool = False
@@ -180,5 +181,5 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         self.pool.release(sequence.blocks)
-        sequence.blocks, sequence.hashes, sequence.draft_hidden = [], [], None
-        sequence.computed = sequence.draft_start = 0
+        sequence.blocks, sequence.hashes, sequence.draft_hidden = [], [], []
+        sequence.computed = sequence.draft_start = sequence.draft_rows = 0

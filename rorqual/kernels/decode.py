@@ -123,7 +123,7 @@ class Draws:
 
 @dataclass(slots=True)
 class Made:
-    """States [w m] after the final norm, logits [d v], and the drawn tokens, -1 where the logits hold NaN."""
+    """States [w m] after the final norm, logits [d v] (until the next call), and the drawn tokens, -1 where the logits hold NaN."""
 
     states: Tensor
     logits: Tensor | None
@@ -214,7 +214,7 @@ class DecodeStep:
             sizes, ctypes.addressof(self._blocks), ctypes.addressof(self._ends), embed.data_ptr(), embed.dtype == torch.bfloat16,
             self._cos.data_ptr(), self._sin.data_ptr(),
         )  # fmt: skip
-        self._call, self._scratch = _Call(), torch.empty(1)
+        self._call, self._scratch, self._logits = _Call(), torch.empty(1), torch.empty(0, config.vocab_size)
         library = native.library().library
         assert library is not None
         self._run = library.rq_step
@@ -317,7 +317,9 @@ class DecodeStep:
         call.out, call.cache, call.tokens = states.data_ptr(), storage.data_ptr(), None
         call.routes = None if routes is None else routes.data_ptr()
         if draws is not None:
-            logits = torch.empty(drawn, self.config.vocab_size)
+            if self._logits.shape[0] != drawn:
+                self._logits = torch.empty(drawn, self.config.vocab_size)
+            logits = self._logits
             call.logits, call.rows = logits.data_ptr(), _place(draws.rows)
             if draws.keys is not None and draws.temperatures is not None:
                 tokens = array("q", bytes(8 * drawn))
