@@ -119,7 +119,7 @@ def run(
     other, names = contrary.turned(language, tests)
     if names:
         done, word = _run(box, language, files, other, extra, names=True)
-        if contrary.failed(language, done.stdout, word) != names:
+        if contrary.failed(language, f"{done.stdout}\n{done.stderr}", word) != names:
             return Grade(0, 1, "it passes tests that were turned around, or does not end them", done.limit)
     return Grade(1, 1)
 
@@ -138,7 +138,7 @@ def _run(
             build = f"g++ -std=c++17 -O0 -pthread -DEXERCISM_RUN_ALL_TESTS -I. -o started {sources} test/tests-main.cpp"
             script = f"{build} && rm -rf test *.cpp && exec ./started"
         case "rust":
-            script = f"exec cargo test --offline {'' if names else '--quiet'} --test '*' -- --include-ignored"
+            script = f"exec cargo test --offline {'--no-fail-fast' if names else '--quiet'} --test '*' -- --include-ignored"
         case "go":
             script = "mkdir .own && export TMPDIR=$PWD/.own GOCACHE=$PWD/.own GOFLAGS=-mod=mod GOPROXY=off && exec go test ./..."
         case "java":
@@ -150,7 +150,7 @@ def _run(
         case _:
             made = {name: _XTEST.sub("", text) if name in tests else text for name, text in whole.items()}
             modules = Path(_jest() or "").parent
-            jest = f"exec node {modules}/jest/bin/jest.js --ci --runInBand{' --json' if names else ''}"
+            jest = f"exec node {modules}/jest/bin/jest.js --ci --runInBand{' --verbose' if names else ''}"
             script = f"ln -s {modules} node_modules && {jest}"
     known = languages.LANGUAGES[_NAMES.get(language, language)]
     limits = dataclasses.replace(known.limits(box.limits), seconds=SECONDS, memory=max(box.limits.memory, 3 << 30))

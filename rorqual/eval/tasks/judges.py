@@ -168,7 +168,7 @@ def run_parted(code: str, prompt: str, text: str, language: str, tools: Tools) -
     if language in ("js", "ts"):
         word = grade.secret_word()
         given = f"[{','.join(said)}]"
-        found = tools.sandbox.run(parted.comparison(text, tests, language, word), stdin=given, language=language, seconds=seconds)
+        found = tools.sandbox.run(parted.comparison(text, tests, language, word), stdin=given, language="js", seconds=seconds)
         right = found.returncode == 0 and found.stdout.rstrip("\n").rpartition("\n")[2] == word
         return Judgement(float(right), code, "" if right else grade.why(found) or "wrong result")
     key = f"{language}\0{prompt}\0{text}"

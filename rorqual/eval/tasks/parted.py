@@ -51,15 +51,15 @@ def parted(tests: str, language: str) -> list[Compared] | None:
     found: list[Compared] = []
     for start in re.finditer(begins, tests, re.MULTILINE):
         opening = start.end() if language == "sh" else tests.find("(", start.end()) + 1
-        close = _closing(tests, opening, language) if opening else -1
+        close = closing(tests, opening, language) if opening else -1
         joint = re.compile(between).match(tests, close + 1) if close >= 0 else None
         if joint is None:
             return None
         wanted = joint.end()
-        outer = _closing(tests, wanted, language, "]" if language == "sh" else ")")
+        outer = closing(tests, wanted, language, "]" if language == "sh" else ")")
         if joint[0].endswith("(") and outer >= 0:  # the joint's own bracket
             wanted, last = joint.end(), outer
-            outer = _closing(tests, outer + 1, language)
+            outer = closing(tests, outer + 1, language)
         else:
             last = outer
         end = outer - (1 if language == "sh" else 0)
@@ -73,7 +73,7 @@ def parted(tests: str, language: str) -> list[Compared] | None:
     return found if found and len(found) == tests.count(_MARKS[language]) else None
 
 
-def _closing(text: str, at: int, language: str, close: str = ")") -> int:
+def closing(text: str, at: int, language: str, close: str = ")") -> int:
     """Where the bracket that is open at `at` ends, strings left out; -1 if nowhere."""
     depth, quotes = 0, "\"'`" if language in ("js", "ts") else "\"'"
     while at < len(text):
@@ -106,7 +106,7 @@ def wanted(prompt: str, text: str, tests: list[Compared], language: str, mark: s
 
 
 def comparison(text: str, tests: list[Compared], language: str, word: str) -> str:
-    """JavaScript and TypeScript: the tests over results that are read from standard input; it says `word` where all held."""
+    """JavaScript, of TypeScript's tests too: the tests over results that are read from standard input; it says `word` where all held."""
     body = _replaced(text, tests, lambda number, test: f"  assert.deepEqual(received[{number}],{test.wanted});")
     body = re.sub(r"^  let candidate = \w+;\n", "", body, flags=re.MULTILINE).replace("declare var require: any;\n", "")
     return f'{shown.RECEIVED}\n{body}\nconsole.log("\\n{word}");\n'

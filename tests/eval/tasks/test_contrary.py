@@ -17,9 +17,9 @@ JS = "import { inc } from './inc';\ndescribe('inc', () => {\n  test('it\\'s one'
     ("language", "file", "text", "pieces"),
     [
         ("rust", "tests/inc.rs", RUST, [("a", "assert_ne!("), ("b", "assert_eq!("), ("c", None)]),
-        ("cpp", "inc_test.cpp", CPP, [('one, \\"a\\"', "REQUIRE_FALSE("), ("two", "REQUIRE(")]),
+        ("cpp", "inc_test.cpp", CPP, [('one, "a"', "REQUIRE_FALSE("), ("two", "REQUIRE(")]),
         ("java", "IncTest.java", JAVA, [("a", "assertNotEquals("), ("b", "assertFalse(")]),
-        ("javascript", "inc.spec.js", JS, [("it\\'s one", ").not.to"), ("two", ").to")]),
+        ("javascript", "inc.spec.js", JS, [("it's one", ").not.to"), ("two", ").to")]),
     ],
 )  # fmt: skip
 def test_pieces_by_hand(language, file, text, pieces):
@@ -35,17 +35,24 @@ def test_pieces_by_hand(language, file, text, pieces):
     assert len(seen) > 1
 
 
+def test_helpers_behind_a_test_are_no_part_of_it():
+    text = 'TEST_CASE("a") {\n    check(1);\n}\nvoid check(int n) { REQUIRE(n == 1); }\n'
+    assert contrary._pieces("cpp", text) == [("a", None)]
+
+
 def test_what_cannot_be_turned_is_left():
     text = "#[test]\n#[should_panic]\nfn a() { assert_eq!(1, 2); }\n"
     assert contrary.turned("rust", {"a.rs": text}) == ({"a.rs": text}, set()) and contrary.turned("go", {"a": "x"}) == ({"a": "x"}, set())
 
 
 def test_failed_tests_are_read():
-    assert contrary.failed("rust", "test a ... ok\ntest b ... FAILED\ntest result: FAILED. 1 passed; 1 failed\n", "") == {"b"}
+    assert contrary.failed("rust", "test a ... ok\ntest deep::b ... FAILED\ntest result: FAILED. 1 passed; 1 failed\n", "") == {"b"}
     assert contrary.failed("rust", "", "") is None and contrary.failed("cpp", "w failed a b\nw", "w") is None
     assert contrary.failed("java", "x\nw failed a\n\nw end\n", "w") == {"a"} and contrary.failed("javascript", "no", "") is None
-    said = '{"testResults":[{"assertionResults":[{"title":"a","status":"failed"},{"title":"b","status":"passed"}]}]}'
-    assert contrary.failed("javascript", f"log\n{said}\n", "") == {"a"}
+    assert contrary.failed("javascript", "log\n    ✕ a b (3 ms)\n    ✓ c\n    ✕ d\nTests:       2 failed, 1 passed, 3 total\n", "") == {
+        "a b",
+        "d",
+    }
 
 
 @pytest.mark.parametrize(

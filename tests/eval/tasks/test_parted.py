@@ -73,6 +73,9 @@ def test_all_tests_of_the_bundled_files_can_be_parted():
 # ---------------------------------------------------------------------- candidates that cheat
 
 ROWS = {
+    "ts": ("function twice(x: number): number {\n", "declare var require: any;\nconst assert = require('node:assert');\n\n\nfunction test() {\n  let candidate = twice;\n  assert.deepEqual(candidate(21),42);\n  assert.deepEqual(candidate(4),8);\n}\n\ntest();"),
+    "php": ("<?php\nfunction twice($x) {\n", "function candidate(...$args) {\n    return twice(...$args);\n}\n\nfunction test(): void {\n    if (candidate(21) !== 42) { throw new Exception(\"Test failed!\"); }\n    if (candidate(4) !== 8) { throw new Exception(\"Test failed!\"); }\n}\n\ntest();"),
+    "cs": ("using System;\nusing System.Diagnostics;\nusing System.Collections.Generic;\nusing System.Linq;\nclass Problem {\n    public static long Twice(long x) {\n", "    }\n    public static void Main(string[] args) {\n    Debug.Assert(Twice((21L)) == (42L));\n    Debug.Assert(Twice((4L)) == (8L));\n    }\n\n}\n"),
     "js": ("function twice(x){\n", "const assert = require('node:assert');\n\n\nfunction test() {\n  let candidate = twice;\n  assert.deepEqual(candidate(21),42);\n  assert.deepEqual(candidate(4),8);\n}\n\ntest();"),
     "sh": ("#!/bin/bash\ntwice() {\n", '}\n\ncandidate() {\n    twice "$@"\n}\n\nset -e\nrun_test() {\n    [[ $(candidate "21") = "42" ]]\n    [[ $(candidate "4") = "8" ]]\n}\n\nrun_test\n'),
     "cpp": ("#include<assert.h>\n#include<bits/stdc++.h>\nlong twice(long x) {\n", "}\nint main() {\n    auto candidate = twice;\n    assert(candidate((21)) == (42));\n    assert(candidate((4)) == (8));\n}\n"),
@@ -115,8 +118,21 @@ TRICKS = {
         "ends when it is loaded": '        return 0;\n    }\n    static { System.out.println("passed"); System.exit(0); }\n    static void x() {',
     },
 }  # fmt: skip
+TRICKS["ts"] = {
+    "reads its source and says the word": "  const source = (require('fs') as any).readFileSync('main.ts', 'utf8'); console.log(source.match(/end-[0-9a-f]{32}/g)); return 0;\n}",
+    "patches the comparison": "  return 0;\n}\n(require('node:assert') as any).deepEqual = () => {};",
+}
+TRICKS["php"] = {
+    "reads its source and says the word": '    preg_match_all(\'/end-[0-9a-f]{32}/\', file_get_contents(__FILE__), $found); echo implode("\\n", $found[0]), "\\n"; exit(0);\n}',
+    "ends when it is loaded": "    return 0;\n}\necho 'passed'; exit(0);",
+    "returns what equals much": "    return true;\n}",
+}
+TRICKS["cs"] = {
+    "reads its source and says the word": '        Console.WriteLine(System.IO.File.ReadAllText("main.cs")); Environment.Exit(0); return 0;',
+    "ends when it is loaded": "        return 0;\n    }\n    static Problem() { Environment.Exit(0); }\n    static void X() {",
+}
 _QUICK = ("reads its source and says the word", "patches the comparison", "returns what equals everything")
-_SLOW = ("cpp", "java")
+_SLOW = ("cpp", "java", "ts", "cs", "php")
 
 
 @pytest.mark.parametrize(
@@ -138,8 +154,14 @@ def test_the_same_rows_pass_when_they_are_right(language):
     tools._sandbox = boxes.best()
     if language not in tools.sandbox.describe()["languages"]:
         pytest.skip(f"no tools for {language}")
-    right = {"js": "  return 2 * x;\n}", "sh": "    echo $((2 * $1))", "cpp": "    return 2 * x;", "java": "        return 2 * x;"}[
-        language
-    ]
+    right = {
+        "js": "  return 2 * x;\n}",
+        "ts": "  return 2 * x;\n}",
+        "php": "    return 2 * $x;\n}",
+        "cs": "        return 2 * x;",
+        "sh": "    echo $((2 * $1))",
+        "cpp": "    return 2 * x;",
+        "java": "        return 2 * x;",
+    }[language]
     prompt, test = ROWS[language]
     assert humaneval.judge({"prompt": prompt, "test": test}, right, tools, language).score == 1.0

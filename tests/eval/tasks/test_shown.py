@@ -19,6 +19,9 @@ def test_statements():
 
 
 VALUES = {
+    "cs": (["1L", "-0.0f", "1.5", '"\\u00e9"', "new List<object> { 1, true }", "(long?)null", "new Dictionary<string, long> { { \"b\", 1 }, { \"a\", 2 } }", "Tuple.Create(1L, \"\")", "new object()"],
+           ["n1", "f0", "f1.5", "sc3a9", "[n1,true]", "null", "{s61:n2,s62:n1}", "[n1,s]", "other"]),
+    "php": (["1", "1.0", "array('a' => true)"], ["693a313b", "643a313b", "613a313a7b733a313a2261223b623a313b7d"]),
     "js": (["[1, -0, 1.5]", "undefined", "null", '"a\\n"', "{b: [true]}", "new Date(0)", "NaN"],
            ['{"a":[1,{"n":"0"},1.5]}', '{"u":1}', "null", '"a\\n"', '{"o":[["b",{"a":[true]}]]}', '{"x":1}', '{"n":"NaN"}']),
     "sh": (['echo "a b"', "printf 'x\\ny'", "true"], ["a\\ b", "$'x\\ny'", "''"]),
@@ -29,7 +32,7 @@ VALUES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("language", [pytest.param(name, marks=pytest.mark.slow if name in ("cpp", "java") else ()) for name in VALUES])
+@pytest.mark.parametrize("language", [pytest.param(name, marks=pytest.mark.slow if name not in ("js", "sh") else ()) for name in VALUES])
 def test_values(language):
     box = boxes.best()
     if language not in box.describe()["languages"]:
@@ -38,6 +41,7 @@ def test_values(language):
     body = "\n".join(shown.statement(language, number, value, "m") for number, value in enumerate(values))
     source = {
         "js": f"{shown.JS}\n{body}\n", "sh": body, "java": f"class Main {{ public static void main(String[] a) {{\n{body}\n}} }}\n{shown.JAVA}",
+        "php": f"<?php\n{body}\n", "cs": f"using System;\nusing System.Collections.Generic;\nclass Main {{ public static void X() {{\n{body}\n}} }}\n{shown.CS}".replace("class Main ", "class P ").replace("X()", "Main()"),
         "cpp": f"{shown.CPP}\nint main() {{\n{body}\n}}\n",
     }[language]  # fmt: skip
     done = box.run(source, language=language, seconds=30)
