@@ -17,7 +17,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from rorqual.errors import ConfigError
 from rorqual.html.numbers import grouped, short, size
 from rorqual.html.page import clean
 from rorqual.planner.flops import train_flops_per_token
-from rorqual.planner.inventory import Tensor, fp8_block_size, inventory
+from rorqual.planner.inventory import Tensor, fp8_block_size, inventory, totals
 from rorqual.planner.params import cache_values_per_token, count
 from rorqual.presets import FP8_QUANTIZATION, member
 
@@ -139,13 +139,13 @@ def describe(config: ModelConfig, layout: str | None = None) -> dict[str, Any]:
         config = config.with_(quantization_config=(config.quantization_config or FP8_QUANTIZATION) if layout == "fp8" else None)
     dtype = _LAYOUTS[layout or "bf16"]
     parameters, tensors = count(config), inventory(config, dtype)
-    cache = cache_values_per_token(config)
+    cache, (elements, size) = cache_values_per_token(config), totals(tensors)
     return {
         "model_type": config.model_type,
         "layout": _layout(config, dtype),
         "tensors": len(tensors),
-        "elements": sum(tensor.elements for tensor in tensors),
-        "bytes": sum(tensor.bytes for tensor in tensors),
+        "elements": elements,
+        "bytes": size,
         "parameters_total": parameters.total,
         "parameters_active": parameters.active,
         "parameters_active_without_embedding": parameters.active_without_embedding,
@@ -205,7 +205,7 @@ def compare(config: ModelConfig, folder: ShardFolder) -> dict[str, Any]:
     notices = list(folder.notices)
     plain = [name for name, tensor in expected.items() if tensor.dtype == "F8_E4M3" and name in found and found[name].dtype in _PLAIN and name + SCALE not in found]  # fmt: skip
     for name in plain:
-        expected[name] = replace(expected[name], dtype=found[name].dtype)
+        expected[name] = expected[name]._replace(dtype=found[name].dtype)
         del expected[name + SCALE]
     if plain:
         notices.append(f"{grouped(len(plain))} weights are plain among FP8 ones: read as they are")

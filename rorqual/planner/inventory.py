@@ -8,8 +8,10 @@ without file headers. Trap avoided: scale shapes are rounded up (kv_a_proj_with_
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rorqual.config import ModelConfig
 from rorqual.errors import ConfigError
@@ -20,8 +22,7 @@ _MAX_EXPERTS = 1_000_000  # of all blocks together; the largest member has 23,04
 _BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1}
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """One tensor of the files; `dtype` as safetensors spells it."""
 
     name: str
@@ -37,6 +38,13 @@ class Tensor:
     def bytes(self) -> int:
         """Size in the file, header entry not counted."""
         return self.elements * _BYTES[self.dtype]
+
+
+def totals(tensors: Iterable[Tensor]) -> tuple[int, int]:
+    """(values, bytes) of all together; a model of a thousand experts has a hundred thousand tensors of a few shapes."""
+    kinds = Counter((shape, dtype) for _, shape, dtype in tensors)
+    counted = [(Tensor("", *kind), number) for kind, number in kinds.items()]
+    return sum(one.elements * number for one, number in counted), sum(one.bytes * number for one, number in counted)
 
 
 def inventory(config: ModelConfig, dtype: str = "BF16") -> list[Tensor]:
@@ -122,8 +130,10 @@ class _Layout:
         yield self._plain(f"{prefix}.gate.weight", config.n_routed_experts, config.hidden_size)
         if has_router_bias(config):
             yield Tensor(f"{prefix}.gate.e_score_correction_bias", (config.n_routed_experts,), "F32")
+        one = list(self._ffn("", config.moe_intermediate_size))  # all experts are alike but for the name
         for expert in range(config.n_routed_experts):
-            yield from self._ffn(f"{prefix}.experts.{expert}", config.moe_intermediate_size)
+            for name, shape, dtype in one:
+                yield Tensor(f"{prefix}.experts.{expert}{name}", shape, dtype)
         if config.n_shared_experts:
             yield from self._ffn(f"{prefix}.shared_experts", config.n_shared_experts * config.moe_intermediate_size)
 

@@ -1,8 +1,9 @@
-"""One rank of the tests with two processes: `python -m tests.checkpoint.ranks RANK WORLD FOLDER`."""
+"""The ranks of the tests with several processes: `python -m tests.checkpoint.ranks WORLD FOLDER` imports once and forks them."""
 
 from __future__ import annotations
 
 import datetime
+import multiprocessing
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -74,4 +75,10 @@ def refused(text: str, action: Callable[[], object]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    world, fork = int(sys.argv[1]), multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=main, args=(rank, world, Path(sys.argv[2]))) for rank in range(world)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    sys.exit(any(rank.exitcode for rank in ranks))

@@ -13,7 +13,12 @@ import pytest
 from rorqual.cli.main import main
 from rorqual.data.build import build
 from rorqual.train.rundir import RunFolder, read_config
-from tests.cli.tiny_corpus import corpus_run, in_a_process, interrupt_after, losses, steps, write_corpus
+from tests.cli.tiny_corpus import corpus_run, in_a_process, interrupt_after, losses, measure_quickly, steps, write_corpus
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    measure_quickly(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,12 @@ import pytest
 from rorqual.checkpoint import hf
 from rorqual.cli.main import main
 from rorqual.train.rundir import RunFolder
-from tests.cli.tiny_corpus import corpus_run, in_a_process, interrupt_after, losses, steps, write_corpus
+from tests.cli.tiny_corpus import corpus_run, in_a_process, interrupt_after, losses, measure_quickly, steps, write_corpus
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    measure_quickly(monkeypatch)
 
 
 def test_whole_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

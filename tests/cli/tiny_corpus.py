@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -13,9 +14,15 @@ from typing import Any
 import pytest
 
 from rorqual.data.config import BuildConfig, DataConfig
+from rorqual.kernels import measure
 from rorqual.train import trainer
 from rorqual.train.hyperparams import RunConfig
 from tests.train.tiny_run import tiny_run
+
+
+def measure_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run measures the ceiling for a second; a fiftieth does for one of six steps."""
+    monkeypatch.setattr(measure, "gemm_gflops", functools.partial(measure.gemm_gflops, 0.02, size=256))
 
 
 def write_corpus(folder: Path) -> Path:
@@ -65,8 +72,8 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> 
 def in_a_process(arguments: list[str], step: int, number: str) -> subprocess.CompletedProcess[str]:
     """`rorqual` in a process of its own, which gets a signal just before the optimiser step after `step` steps."""
     script = (
-        "import sys, signal, pytest\nfrom tests.cli.tiny_corpus import interrupt_after\nfrom rorqual.cli.main import main\n"
-        f"interrupt_after(pytest.MonkeyPatch(), {step}, signal.{number})\nsys.exit(main(sys.argv[1:]))\n"
+        "import sys, signal, pytest\nfrom tests.cli.tiny_corpus import interrupt_after, measure_quickly\nfrom rorqual.cli.main import main\n"
+        f"measure_quickly(pytest.MonkeyPatch())\ninterrupt_after(pytest.MonkeyPatch(), {step}, signal.{number})\nsys.exit(main(sys.argv[1:]))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.run([sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, timeout=100)

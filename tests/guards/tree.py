@@ -51,9 +51,10 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
-def imports(path: Path) -> list[Import]:
+@functools.cache
+def imports(path: Path) -> tuple[Import, ...]:
     """Every import of a file, at any depth."""
-    return list(_imports(path, parsed(path).body, False))
+    return tuple(_imports(path, parsed(path).body, False))
 
 
 def _imports(path: Path, body: list[ast.stmt], lazy: bool) -> Iterator[Import]:
@@ -77,6 +78,7 @@ def _imports(path: Path, body: list[ast.stmt], lazy: bool) -> Iterator[Import]:
             yield from _imports(path, handler.body, lazy)
 
 
+@functools.cache
 def is_module(name: str) -> bool:
     """Whether a dotted name is a file or folder of the package."""
     path = ROOT.joinpath(*name.split("."))

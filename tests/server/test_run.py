@@ -85,20 +85,21 @@ def test_the_engine_rests_when_nobody_asks(server):
     assert sum(map(int, fields.read_text().rpartition(")")[2].split()[11:13])) - before < 20  # ticks of 10 ms
 
 
-def test_shutdown_lets_answers_finish(folder):
-    with running(folder) as server, concurrent.futures.ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(_stream, server, ENDLESS | {"max_tokens": 900})
+def test_shutdown_lets_answers_finish(server):
+    """The last test of the module's server: it ends here."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(_stream, server, ENDLESS | {"max_tokens": 500})
         until(lambda: server.figure("num_requests_running") == 1, 20)
         assert server.stop(signal.SIGTERM) == 0
         ids, reason = answer.result(10)
-        assert (len(ids), reason) == (900, "length")
+        assert (len(ids), reason) == (500, "length")
 
 
 def test_what_does_not_finish_in_time_is_failed_clearly(folder):
     with running(folder, "--grace", "0") as server, concurrent.futures.ThreadPoolExecutor(2) as pool:
-        streamed = pool.submit(_stream, server, ENDLESS | {"n": 8})
-        whole = pool.submit(server.ask, "POST", "/v1/completions", ENDLESS | {"n": 8})
-        until(lambda: server.figure("num_requests_running") == 16, 20)
+        streamed = pool.submit(_stream, server, ENDLESS | {"n": 2})
+        whole = pool.submit(server.ask, "POST", "/v1/completions", ENDLESS | {"n": 2})
+        until(lambda: server.figure("num_requests_running") == 4, 20)
         assert server.stop(signal.SIGINT) == 0
         assert "shutting down" in str(streamed.result(10)[1])
         status, body = whole.result(10)

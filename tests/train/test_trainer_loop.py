@@ -256,14 +256,14 @@ def test_killed_process_resumes_to_the_bit(straight: tuple[Path, Trace], tmp_pat
 
 
 def test_memory_is_flat(tmp_path: Path) -> None:
-    """Live tensors and file descriptors after step 9 and after step 25 are the same (F37)."""
+    """Live tensors and file descriptors after step 5 and after step 13 are the same (F37)."""
     seen: dict[int, tuple[int, int]] = {}
 
     def count(state: Any, result: StepResult, samples: Any) -> None:
-        if state.position.step in (9, 25):
+        if state.position.step in (5, 13):
             gc.collect()
             tensors = sum(1 for item in gc.get_objects() if issubclass(type(item), Tensor))
             seen[state.position.step] = tensors, len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
 
-    go(tiny_run(26, checkpoint_every_steps=8), tmp_path / "run", count)  # type: ignore[arg-type]
-    assert seen[9] == seen[25]
+    go(tiny_run(14, checkpoint_every_steps=4), tmp_path / "run", count)  # type: ignore[arg-type]
+    assert seen[5] == seen[13]
