@@ -1,12 +1,15 @@
 """Engine against transformers' generate on one folder, and against itself: start, decoding at batch 1, 16 and 64, drafts, cached prefixes.
 
     python benchmarks/serve.py --config nano --peer transformers
+    python benchmarks/serve.py --config mini --only mtp                 # drafts alone
+    python benchmarks/serve.py --config runs/laptop                     # a run's or a model's folder: drafts of trained modules
 
-One JSON line per `what`; weights are random, so drafts are as good as chance. `decode_batch1_eager` keeps to PyTorch where the others use
-the compiled step; `path` says which one ran. For `mtp` the peer is our own plain decoding; r2 and rd are the costs of a two-row step and of
-a draft over a one-row step, p the share of accepted drafts, `bound` (1 + p) / (r2 + rd). `mtp_all_right` and `mtp_none_right` make the same
-drafts at the same cost and put the right or a wrong token in their place, forced and with `auto`. `value` and `peer` are tokens per second (a prompt
-of 32 tokens included), seconds for start and prefix.
+One JSON line per `what`; a configuration's weights are random, so its drafts are as good as chance. `decode_batch1_eager` keeps to PyTorch
+where the others use the compiled step; `path` says which one ran. For `mtp` the peer is our own plain decoding; r2 and rd are the costs of a
+two-row step and of a draft over a one-row step, p the share of accepted drafts, `bound` (1 + p) / (r2 + rd), `share_of_bound` the ratio over
+it. `mtp_all_right` and `mtp_none_right` make the same drafts at the same cost and put the right or a wrong token in their place, forced and
+with `auto`. A folder is decoded after eight prompts that its model wrote itself. `value` and `peer` are tokens per second (a prompt of 32
+tokens included), seconds for start and prefix.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +29,9 @@ import torch
 
 from rorqual.checkpoint import writer
 from rorqual.inference.engine import Engine
+from rorqual.inference.llm import LLM
 from rorqual.inference.params import SamplingParams
+from rorqual.kernels.decode import DecodeStep, Draws, Rows, whole
 from rorqual.model.transformer import CausalLM
 
 TOKENS = 48
@@ -45,15 +51,25 @@ def prompts(model: CausalLM, count: int, length: int) -> list[list[int]]:
     return torch.randint(2, model.config.vocab_size, (count, length), generator=generator).tolist()
 
 
-def decode(model: CausalLM, batch: int, tokens: int, speculative: str | int, compiled: bool = True) -> tuple[Callable[[], object], Engine]:
-    """(a call that answers `batch` prompts of 32 tokens without cached prefixes, its engine)."""
-    blocks = batch * -(-(34 + tokens) // 16)
+def written(model: CausalLM, count: int, length: int) -> list[list[int]]:
+    """What the model writes at temperature 1 after the token that begins a document."""
+    first = model.config.bos_token_id if model.config.bos_token_id is not None else model.config.eos_token_id
+    llm = LLM.from_model(model, speculative=0)
+    params = [SamplingParams(max_tokens=length - 1, temperature=1.0, seed=seed, ignore_eos=True) for seed in range(count)]
+    return [[first, *result.outputs[0].token_ids] for result in llm.generate([[first]] * count, params)]
+
+
+def decode(
+    model: CausalLM, given: list[list[int]], tokens: int, speculative: str | int, compiled: bool = True, at_once: int | None = None
+) -> tuple[Callable[[], object], Engine]:
+    """(a call that answers the prompts without cached prefixes, all or `at_once` of them at a time; its engine)."""
+    blocks = len(given) * -(-(34 + tokens) // 16)
     params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
-    engine = Engine(model, speculative=speculative, max_num_seqs=batch, num_blocks=blocks, compiled=compiled)
+    engine = Engine(model, speculative=speculative, max_num_seqs=at_once or len(given), num_blocks=blocks, compiled=compiled)
 
     def call() -> None:
         engine.pool.forget()
-        for number, ids in enumerate(prompts(model, batch, 32)):
+        for number, ids in enumerate(given):
             engine.add_request(str(number), ids, params)
         while engine.has_work:
             engine.step()
@@ -63,8 +79,9 @@ def decode(model: CausalLM, batch: int, tokens: int, speculative: str | int, com
 
 def judged(model: CausalLM, speculative: str | int, right: bool) -> tuple[Callable[[], object], Engine]:
     """`decode` of one prompt whose drafts, made at their usual cost, are replaced by what the target will say, or by another token."""
-    call, engine = decode(model, 1, TOKENS, speculative)
-    plain, teacher = decode(model, 1, TOKENS, 0)
+    given = prompts(model, 1, 32)
+    call, engine = decode(model, given, TOKENS, speculative)
+    plain, teacher = decode(model, given, TOKENS, 0)
     answer: list[int] = []
     step, propose = teacher.step, engine.runner.propose
 
@@ -91,15 +108,24 @@ def path_of(engine: Engine) -> str:
 
 
 def step_costs(model: CausalLM, seconds: float) -> tuple[float, float]:
-    """(two-row step, one draft with its head) over a one-row step with its head, medians of alternating runs; (nan, nan) without the compiled step."""
-    _, engine = decode(model, 2, 16, 1)
-    step = engine.runner._step
-    if step is None:
+    """(two-row step, one draft) over a one-row step, heads and draws included, medians of alternating runs; (nan, nan) without the compiled step."""
+    _, engine = decode(model, prompts(model, 2, 32), 16, 1)
+    step, storage, hidden, width = (
+        engine.runner._step,
+        engine.storage.values,
+        torch.zeros(1, model.config.hidden_size),
+        model.config.vocab_size,
+    )
+    if not isinstance(step, DecodeStep):
         return float("nan"), float("nan")
-    storage, tables, hidden = engine.storage.values, torch.tensor([[0, 1], [0, 1]]), torch.zeros(1, model.config.hidden_size)
-    ids, positions = torch.tensor([5, 6]), torch.tensor([16, 17])
-    runs = (lambda: step.logits(step.trunk(ids[:1], positions[:1], tables[:1], storage)), lambda: step.logits(step.trunk(ids, positions, tables, storage)),
-            lambda: step.logits(step.mtp(0, hidden, ids[:1], positions[:1], tables[:1], storage)))  # fmt: skip
+
+    def rows(count: int) -> tuple[Rows, Draws]:
+        made = Rows(whole([5, 6][:count]), whole([40, 41][:count]), whole([0] * count), whole([0, 1, 2]))
+        return made, Draws(whole(range(count)), whole([0] * count), array("d", [0.0] * count), width)
+
+    (one_row, one_draw), (two_rows, two_draws) = rows(1), rows(2)
+    runs = (lambda: step.forward(one_row, storage, one_draw), lambda: step.forward(two_rows, storage, two_draws),
+            lambda: step.forward(one_row, storage, one_draw, module=0, hidden=hidden))  # fmt: skip
     times: list[list[float]] = [[], [], []]
     began = time.perf_counter()
     while len(times[0]) < 20 or time.perf_counter() - began < seconds:
@@ -146,15 +172,55 @@ def prefix_ttft(model: CausalLM) -> tuple[float, float]:
     return min(warm), min(warm) / min(cold)
 
 
+def compare(what: str, mode: str | int, drafting: tuple[Callable[[], object], Engine], plain: Callable[[], object], tokens: int, costs: tuple[float, float],
+            seconds: float) -> None:  # fmt: skip
+    """One line: decoding with drafts against plain decoding."""
+    (call, engine), (r2, rd) = drafting, costs
+    ours, theirs = common.alternate(call, plain, seconds)
+    p = engine.stats.accepted / max(engine.stats.drafts, 1)
+    ratio, bound = common.paired_ratio(ours, theirs), (1 + p) / (r2 + rd)
+    common.emit(what, tokens / min(ours), tokens / min(theirs), ratio, mode="auto" if mode == "auto" else "forced", path=path_of(engine), r2=r2, rd=rd,
+                p=p, bound=bound, share_of_bound=ratio / bound)  # fmt: skip
+
+
+def random_drafts(model: CausalLM, seconds: float) -> None:
+    """The `mtp` lines of a model with random weights."""
+    if not model.config.num_nextn_predict_layers:
+        return
+    costs, given = step_costs(model, 1.0), prompts(model, 1, 32)
+    plain = decode(model, given, TOKENS, 0)[0]
+    compare("mtp", 1, decode(model, given, TOKENS, 1), plain, TOKENS, costs, seconds)
+    for what, right in (("mtp_all_right", True), ("mtp_none_right", False)):
+        for mode in (1, "auto"):
+            compare(what, mode, judged(model, mode, right), plain, TOKENS, costs, seconds / 2)
+
+
+def trained_drafts(model: CausalLM, seconds: float) -> None:
+    """The `mtp` lines of a trained model, one answer at a time after prompts of its own."""
+    costs, given, tokens = step_costs(model, 1.0), written(model, 8, 32), 64
+    plain = decode(model, given, tokens, 0, at_once=1)[0]
+    for mode in (1, "auto"):
+        compare("mtp", mode, decode(model, given, tokens, mode, at_once=1), plain, len(given) * tokens, costs, seconds)
+
+
 def main() -> None:
     """Prints the lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="nano")
+    parser.add_argument("--config", default="nano", help="a name of benchmarks/configs, a config.json, or the folder of a run or a model")
     parser.add_argument("--peer", choices=("transformers", "none"), default="transformers")
     parser.add_argument("--seconds", type=float, default=5.0, help="for each comparison")
+    parser.add_argument("--only", choices=("mtp",), help="the lines about drafts alone")
     args = parser.parse_args()
+    if Path(args.config).is_dir():
+        from rorqual.cli.model_folder import load_folder
+
+        trained_drafts(load_folder(Path(args.config)).model, args.seconds)
+        return
     model = CausalLM(common.load_config(args.config))
     model.init_weights(0)
+    if args.only == "mtp":
+        random_drafts(model, args.seconds)
+        return
     with tempfile.TemporaryDirectory() as made:
         folder = writer.export(model, None, Path(made) / "model")
         began = time.perf_counter()
@@ -162,31 +228,14 @@ def main() -> None:
         common.emit("start_seconds", time.perf_counter() - began, None, None)
         for what, batch, compiled in (("decode_batch1", 1, True), ("decode_batch1_eager", 1, False), ("decode_batch16", 16, True)):
             peer = None if args.peer == "none" else peer_decode(folder, model, batch, TOKENS)
-            call, engine = decode(model, batch, TOKENS, 0, compiled)
+            call, engine = decode(model, prompts(model, batch, 32), TOKENS, 0, compiled)
             ours, theirs = common.alternate(call, peer, args.seconds)
             ratio = common.paired_ratio(ours, theirs) if theirs else None
             common.emit(what, batch * TOKENS / min(ours), batch * TOKENS / min(theirs) if theirs else None, ratio, path=path_of(engine))
-    call, engine = decode(model, 64, TOKENS, 0)
+    call, engine = decode(model, prompts(model, 64, 32), TOKENS, 0)
     ours, _ = common.alternate(call, None, args.seconds)
     common.emit("decode_batch64", 64 * TOKENS / min(ours), None, None, path=path_of(engine))
-    if model.config.num_nextn_predict_layers:
-        drafting, engine = decode(model, 1, TOKENS, 1)
-        ours, plain = common.alternate(drafting, decode(model, 1, TOKENS, 0)[0], args.seconds)
-        r2, rd = step_costs(model, 1.0)
-        p = engine.stats.accepted / max(engine.stats.drafts, 1)
-        common.emit("mtp", TOKENS / min(ours), TOKENS / min(plain), common.paired_ratio(ours, plain), path=path_of(engine), r2=r2, rd=rd, p=p,
-                    bound=(1 + p) / (r2 + rd))  # fmt: skip
-        for what, right, mode in (
-            ("mtp_all_right", True, 1),
-            ("mtp_all_right", True, "auto"),
-            ("mtp_none_right", False, 1),
-            ("mtp_none_right", False, "auto"),
-        ):
-            drafting, engine = judged(model, mode, right)
-            ours, plain = common.alternate(drafting, decode(model, 1, TOKENS, 0)[0], args.seconds / 2)
-            p = engine.stats.accepted / max(engine.stats.drafts, 1)
-            common.emit(what, TOKENS / min(ours), TOKENS / min(plain), common.paired_ratio(ours, plain), mode="auto" if mode == "auto" else "forced",
-                        p=p, r2=r2, rd=rd, bound=(1 + p) / (r2 + rd), share_of_bound=common.paired_ratio(ours, plain) * (r2 + rd) / (1 + p))  # fmt: skip
+    random_drafts(model, args.seconds)
     seconds, share = prefix_ttft(model)
     common.emit("prefix_ttft", seconds, None, None, share_of_cold=share)
 

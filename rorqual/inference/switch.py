@@ -15,8 +15,10 @@ from statistics import median
 
 PROBE_STEPS = 3
 """Steps of one look at the other way."""
-PROBE_EVERY, PROBE_MOST = 64, 512
+PROBE_EVERY, PROBE_MOST = 128, 1024
 """Steps between two looks: the first number after a change of mind, doubled up to the second while the decision stands."""
+GAIN = 0.03
+"""Share of the cost that drafts must save: a tie is noise, and a wrong choice for plain steps costs no more than this."""
 
 
 class DraftSwitch:
@@ -45,7 +47,7 @@ class DraftSwitch:
             return
         self._left -= 1
         if self._left == 0:
-            pays = self._cost(True) <= self._cost(False)
+            pays = self._cost(True) <= (1 - GAIN) * self._cost(False)
             self._every = min(2 * self._every, PROBE_MOST) if pays == self._chosen else PROBE_EVERY
             self._chosen, self._next = pays, self._steps + self._every
 
