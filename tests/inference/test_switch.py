@@ -16,7 +16,9 @@ def run(switch: DraftSwitch, steps: int, cost: float, tokens: float, busy: int =
     return ways
 
 
-@pytest.mark.parametrize(("cost", "tokens", "pays"), [(1.5, 2, True), (1.5, 1, False), (1.9, 2, True), (2.1, 2, False), (1.4, 1.25, False), (1.98, 2, False)])
+@pytest.mark.parametrize(
+    ("cost", "tokens", "pays"), [(1.5, 2, True), (1.5, 1, False), (1.9, 2, True), (2.1, 2, False), (1.4, 1.25, False), (1.98, 2, False)]
+)
 @pytest.mark.parametrize("busy", [0, 7])
 def test_the_cheaper_way_is_taken(cost, tokens, pays, busy):
     ways = run(DraftSwitch(), 1000, cost, tokens, busy)

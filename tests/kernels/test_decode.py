@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 import torch
 
 from rorqual.config import ModelConfig
-from rorqual.kernels import decode, native
-from rorqual.kernels.decode import DecodeStep, usable
+from rorqual.kernels import decode, native, sampling
+from rorqual.kernels.decode import DecodeStep, Draws, Rows, usable, whole
 from rorqual.model.transformer import CausalLM
 from tests.tiny import t0
 
@@ -98,6 +100,49 @@ def test_a_row_does_not_depend_on_the_others(threads: int) -> None:
         assert all(torch.equal(step.logits(want[i : i + 1])[0], logits[i]) for i in range(23))
     finally:
         torch.set_num_threads(before)
+
+
+@torch.no_grad()
+def test_tokens_are_drawn_in_the_same_call() -> None:
+    """Of the rows that are asked for: what kernels.sampling draws from the same logits, greedy and by temperature; -1 for NaN."""
+    model = build(t0())
+    step, ids, places, tables = step_of(model), torch.arange(5), torch.arange(5), torch.tensor([[7, 2]]).expand(5, 2)
+    hidden = step.trunk(ids, places, tables, storage_of(model.config))
+    logits, keys, temperatures = step.logits(hidden)[[1, 4]], [11, 12], [0.0, 1.5]
+    draws = Draws(whole([1, 4]), whole(keys), array("d", temperatures), 200)
+    made = step.forward(Rows.of(ids, places, tables), storage_of(model.config), draws)
+    assert torch.equal(made.states, hidden) and made.logits is not None and torch.equal(made.logits, logits)
+    assert made.tokens == sampling.draw(logits, keys, temperatures, 200).tolist() and made.tokens[0] == int(logits[0, :200].argmax())
+    assert step.forward(Rows.of(ids, places, tables), storage_of(model.config), Draws(whole([0]))).tokens is None
+    model.lm_head.weight[3, 3] = float("nan")
+    step.refresh()
+    assert step.forward(Rows.of(ids, places, tables), storage_of(model.config), draws).tokens == [-1, -1]
+
+
+@torch.no_grad()
+def test_rows_whose_states_are_not_wanted_leave_their_entries() -> None:
+    """And the others' states are the same to the bit; INT8 drafts come near and leave the trunk as it is."""
+    model = build(t0())
+    config, step = model.config, step_of(model)
+    rope = model.rope
+    small = DecodeStep(config, dict(model.state_dict()), rope.inv_freq, rope.amplitude, rope.softmax_scale, drafts="int8")
+    ids, places, tables = torch.arange(3, 12), torch.arange(9), torch.tensor([[7, 2, 9]]).expand(9, 3)
+    storage = storage_of(config)
+    hidden = step.trunk(ids, places, tables, storage)
+    want = step.mtp(0, hidden, ids, places, tables, storage)
+    for select in ([8], [2, 5], []):
+        other = storage_of(config)
+        rows = Rows.of(ids, places, tables)
+        made = step.forward(rows, other, module=0, hidden=hidden, select=whole(select))
+        assert torch.equal(made.states, want[select]) and torch.equal(other[-1].nan_to_num(), storage[-1].nan_to_num())
+    other = storage_of(config)
+    assert torch.equal(small.trunk(ids, places, tables, other), hidden) and not small.lossy
+    near = small.mtp(0, hidden, ids, places, tables, other)
+    assert 0 < float((near - want).norm() / want.norm()) < 0.1
+    for parameter in model.parameters():
+        parameter.mul_(1.01)
+    small.refresh()
+    assert not torch.equal(small.mtp(0, hidden, ids, places, tables, other), near)
 
 
 def test_what_it_cannot_take_is_said() -> None:
