@@ -6,6 +6,7 @@ Shapes in signatures are checked (shapes.py; `--no-shapes` leaves that out), war
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +33,11 @@ def pytest_configure(config: pytest.Config) -> None:
         from tests import shapes
 
         config.stash[CHECKS] = shapes.install()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out whole files of peer tests where none is wanted: their imports take seconds in each process."""
+    return True if collection_path.name.endswith("_peer.py") and "not peer" in config.option.markexpr else None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

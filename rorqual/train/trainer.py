@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rorqual.checkpoint import resume
 from rorqual.errors import ConfigError, DataError, NonFiniteError
-from rorqual.kernels import measure
+from rorqual.kernels import measure, memory
 from rorqual.model import balance
 from rorqual.model.transformer import CausalLM
 from rorqual.parallel import recompute
@@ -136,6 +136,8 @@ def train(
         torch.set_num_threads(run.train.threads)
     device, dtype = choose_device(run.train)
     check_data(run, data)
+    if device.type == "cpu":
+        memory.keep_freed()
     parent = None if init is None else extend.open_parent(init, init_weights)
     if parent is not None:
         extend.check_fits(parent, run, data.tokenizer.fingerprint)

@@ -7,13 +7,10 @@ import pytest
 
 from rorqual.posttrain.grader import Grader, GraderError
 
-pytest.importorskip("reasoning_gym", reason="the grading process asks reasoning-gym")
-
 
 @pytest.fixture(scope="module")
 def entry():
-    import reasoning_gym
-
+    reasoning_gym = pytest.importorskip("reasoning_gym", reason="the grading process asks reasoning-gym")
     return reasoning_gym.create_dataset("chain_sum", size=1, seed=0)[0]
 
 
