@@ -3,7 +3,8 @@
     python benchmarks/train.py --config nano --peer transformers
 
 Peers: transformers (DeepseekV3ForCausalLM, the faster of its eager experts implementations), compiled (the same under
-torch.compile; its first step takes minutes), dense (transformers' Llama of equal active size), none. MTP, EMA and metrics are off.
+torch.compile; its first step takes minutes), torchtitan (titan.py says how it is installed), dense (transformers' Llama of equal active
+size), none. MTP, EMA and metrics are off; freed memory is kept on both sides, as our trainer keeps it.
 The share of the ceiling counts 6 FLOP per active matmul parameter and token plus attention, over the FP32 GEMM rate
 measured before and after in the same run.
 """
@@ -22,7 +23,7 @@ from common import alternate, emit, load_config, paired_ratio
 
 from rorqual.checkpoint import hf
 from rorqual.config import ModelConfig
-from rorqual.kernels import ops
+from rorqual.kernels import memory, ops
 from rorqual.kernels.measure import gemm_gflops
 from rorqual.model.transformer import CausalLM
 from rorqual.planner.flops import train_flops_per_token
@@ -57,7 +58,8 @@ def peer_step(model: torch.nn.Module, ids: torch.Tensor, losses: list[float], co
     call = torch.compile(model) if compile_ else model
 
     def run() -> None:
-        logits = call(input_ids=ids[:, :-1], use_cache=False).logits
+        out = call(input_ids=ids[:, :-1], use_cache=False)
+        logits = out if isinstance(out, torch.Tensor) else out.logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].reshape(-1))
         loss.backward()
         optimizer.step()
@@ -109,13 +111,14 @@ def main() -> None:
     """Prints one JSON line per figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="nano", help="nano, micro, mini or a config.json")
-    parser.add_argument("--peer", default="transformers", choices=("transformers", "compiled", "dense", "none"))
+    parser.add_argument("--peer", default="transformers", choices=("transformers", "compiled", "torchtitan", "dense", "none"))
     parser.add_argument("--seconds", type=float, default=25.0, help="time for the alternating steps")
     parser.add_argument("--batch", type=int, help="sequences; 8, or 2 for mini")
     parser.add_argument("--length", type=int, help="tokens per sequence; 256, or 512 for mini")
     parser.add_argument("--threads", type=int, default=None)
     args = parser.parse_args()
     torch.set_num_threads(args.threads or min(2, torch.get_num_threads()))
+    memory.keep_freed()
     torch.manual_seed(0)
     config = load_config(args.config).with_(num_nextn_predict_layers=0)
     batch, length = args.batch or (2 if args.config == "mini" else 8), args.length or (512 if args.config == "mini" else 256)
@@ -127,6 +130,10 @@ def main() -> None:
         peer, detail = transformers_peer(model, ids)
     elif args.peer == "dense":
         peer, detail = dense_peer(config)
+    elif args.peer == "torchtitan":
+        from titan import titan_peer
+
+        peer, detail = titan_peer(config)
     ours: list[float] = []
     theirs: list[float] = []
     before = gemm_gflops(1.0)
