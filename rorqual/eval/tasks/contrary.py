@@ -52,6 +52,21 @@ def reaches(language: str, text: str, own: Iterable[str] = ()) -> str:
     return next((one for one in _all(language, text) if one not in allowed), "")
 
 
+def names_tests(language: str, text: str, tests: Iterable[str], own: Iterable[str] = ()) -> str:
+    """Go, where tests are of the solution's package: the first name of theirs that a solution uses, "" if none; what `own` texts use is allowed."""
+    if language != "go":
+        return ""
+    declared = {
+        name
+        for one in tests
+        for name in re.findall(r"^(?:var|func|const|type)\s+(\w+)|^\t(\w+)\s*=", one, re.MULTILINE)
+        for name in name
+        if name
+    }
+    allowed = {word for one in own for word in re.findall(r"\w+", one)}
+    return next((word for word in re.findall(r"\w+", _COMMENTS.sub(" ", text)) if word in declared and word not in allowed), "")
+
+
 def _all(language: str, text: str) -> list[str]:
     if language not in _REACHES:
         return []

@@ -69,16 +69,30 @@ def test_reaching_out(language, text, found):
     assert contrary.reaches(language, text) == found and contrary.reaches(language, text, [text]) == ""
 
 
+def test_go_solutions_may_not_name_what_the_tests_declare():
+    tests = ["package inc\n\nvar testCases = []int{1}\nfunc TestInc(t *testing.T) {}\n"]
+    assert contrary.names_tests("go", "func init() { testCases = nil }", tests) == "testCases"
+    assert contrary.names_tests("go", "func Inc(n int) int { return n + 1 } // testCases", tests) == ""
+    assert contrary.names_tests("go", "var testCases int", tests, ["testCases"]) == "" == contrary.names_tests("rust", "testCases", tests)
+
+
 # ---------------------------------------------------------------------- in the sandbox
 
 _CARGO = '[package]\nedition = "2021"\nname = "inc"\nversion = "0.0.0"\n'
 _RESULT = "running 3 tests\\n...\\ntest result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\\n"
 SETS = {
+    "go": ({"go.mod": "module inc\n\ngo 1.18\n"}, "inc.go", {"inc_test.go": 'package inc\n\nimport "testing"\n\nvar testCases = []int{1, 2}\n\nfunc TestA(t *testing.T) {\n\tfor _, n := range testCases {\n\t\tif Inc(n) != n+1 {\n\t\t\tt.Fatal(n)\n\t\t}\n\t}\n}\n'}, "package inc\n\nfunc Inc(n int) int { return n + 1 }\n"),
     "rust": ({"Cargo.toml": _CARGO}, "src/lib.rs", {"tests/inc.rs": RUST}, "pub fn inc(n: i32) -> i32 { n + 1 }\n"),
     "javascript": ({"babel.config.js": "module.exports = { presets: ['@exercism/babel-preset-javascript'] };", "package.json": "{}"}, "inc.js", {"inc.spec.js": JS}, "export const inc = (n) => n + 1;\n"),
     "java": ({}, "src/main/java/Inc.java", {"src/test/java/IncTest.java": JAVA}, "class Inc { static int inc(int n) { return n + 1; } }"),
 }  # fmt: skip
 TRICKS = {
+    "go": {
+        "empties the tests": "package inc\n\nfunc init() { testCases = nil }\nfunc Inc(n int) int { return 0 }\n",
+        "leaves": 'package inc\n\nimport "os"\n\nfunc Inc(n int) int { println("ok  inc 0.01s"); os.Exit(0); return 0 }\n',
+        "ends its goroutine": 'package inc\n\nimport "runtime"\n\nfunc Inc(n int) int { runtime.Goexit(); return 0 }\n',
+        "stops by a way that is not refused": 'package inc\n\nimport "log"\n\nfunc Inc(n int) int { log.Fatal("ok  inc 0.01s"); return 0 }\n',
+    },
     "rust": {
         "prints the summary and leaves": f'pub fn inc(_: i32) -> i32 {{ print!("{_RESULT}"); std::process::exit(0) }}\n',
         "leaves by a way that is not refused": f'use std::process as p;\npub fn inc(_: i32) -> i32 {{ println!("{_RESULT}"); p::exit(0) }}\n',
