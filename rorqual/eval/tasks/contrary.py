@@ -56,15 +56,14 @@ def names_tests(language: str, text: str, tests: Iterable[str], own: Iterable[st
     """Go, where tests are of the solution's package: the first name of theirs that a solution uses, "" if none; what `own` texts use is allowed."""
     if language != "go":
         return ""
-    declared = {
-        name
-        for one in tests
-        for name in re.findall(r"^(?:var|func|const|type)\s+(\w+)|^\t(\w+)\s*=", one, re.MULTILINE)
-        for name in name
-        if name
-    }
+    declared = set[str]()
+    for one in tests:
+        declared |= set(re.findall(r"^(?:var|func|const|type)\s+(\w+)", one, re.MULTILINE))
+        for group in re.findall(r"^(?:var|const|type)\s*\((.*?)^\)", one, re.MULTILINE | re.DOTALL):
+            declared |= set(re.findall(r"^\t(\w+)", group, re.MULTILINE))
+    declared.discard("_")
     allowed = {word for one in own for word in re.findall(r"\w+", one)}
-    return next((word for word in re.findall(r"\w+", _COMMENTS.sub(" ", text)) if word in declared and word not in allowed), "")
+    return next((word for word in re.findall(r"(?<!\.)\b\w+", _COMMENTS.sub(" ", text)) if word in declared and word not in allowed), "")
 
 
 def _all(language: str, text: str) -> list[str]:
