@@ -78,7 +78,7 @@ class PostStages:
             ]
         course = self.course
         about = {
-            "problems": len(problems), "kinds": list(course.kinds), "max_digits": course.max_digits, "samples": SAMPLES, "temperature": course.grpo.grpo.temperature,
+            "problems": len(problems), "kinds": list(course.kinds), "max_digits": course.max_digits, "short_percent": course.short_percent, "samples": SAMPLES, "temperature": course.grpo.grpo.temperature,
             "pretrained_prompt": PLAIN, "budget_minutes": dict(course.minutes), "examples": examples,
         }  # fmt: skip
         return {**figures, "post_training": about}
@@ -91,7 +91,7 @@ class PostStages:
             course = self.course
             write_sets(
                 folder, sft=course.sft_samples, rl=course.rl_problems, heldout=course.heldout_problems, kinds=course.kinds,
-                max_digits=course.max_digits,
+                max_digits=course.max_digits, working=course.working, short_percent=course.short_percent,
             )  # fmt: skip
 
     def _measure(self, folder: Path, problems: list[Problem], plain: str | None) -> tuple[Accuracy, Accuracy]:

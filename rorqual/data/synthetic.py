@@ -13,7 +13,8 @@ from types import MappingProxyType
 from rorqual.data.counters import Draws
 
 MOST_DIGITS = 5
-_PLACES = ("ones", "tens", "hundreds", "thousands", "ten thousands", "hundred thousands")
+PLACES = ("ones", "tens", "hundreds", "thousands", "ten thousands", "hundred thousands")
+"""Names of the places of a number, from the right."""
 _THINGS = ("apples", "books", "coins", "marbles", "pencils", "stamps", "tickets", "shells")
 _NAMES = ("Ada", "Ben", "Chen", "Dora", "Emil", "Fatima", "Goran", "Hana")
 
@@ -60,7 +61,7 @@ def _add_steps(a: int, b: int) -> list[str]:
         total = x + y + carry
         terms = f"{x} + {y}" + (f" + {carry}" if carry else "")
         carry = total // 10
-        steps.append(f"{_PLACES[place]}: {terms} = {total}" + (f", write {total % 10}, carry 1" if carry else f", write {total}"))
+        steps.append(f"{PLACES[place]}: {terms} = {total}" + (f", write {total % 10}, carry 1" if carry else f", write {total}"))
     return steps
 
 
@@ -72,7 +73,7 @@ def _subtraction(draws: Draws, digits: int) -> str:
         x, y = high // 10**place % 10, low // 10**place % 10
         lent = 10 if x - borrow < y else 0
         terms = (f"{x} + 10" if lent else str(x)) + f" - {y}" + (" - 1" if borrow else "")
-        steps.append(f"{_PLACES[place]}: {terms} = {x + lent - y - borrow}" + (", borrow 1" if lent else ""))
+        steps.append(f"{PLACES[place]}: {terms} = {x + lent - y - borrow}" + (", borrow 1" if lent else ""))
         borrow = 1 if lent else 0
     steps.append(f"{high} - {low} = {high - low}")
     if a < b:

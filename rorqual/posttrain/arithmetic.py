@@ -3,6 +3,10 @@ r"""Worked arithmetic for fine-tuning and reinforcement learning, in sets that s
 The problems are those of the corpus (data.synthetic): a question, steps that are all true, an answer. As a conversation the steps become
 the reasoning and the answer stands in \boxed{}, as the report asks of maths (section 5.2.1). A question's set is decided by its hash,
 so what is learned by example, what is learned by reward and what is only measured never meet, whatever the seed and the count.
+
+Sums can be worked "by places" instead of by columns: tens with tens, ones with ones, then the parts, so that every line adds two small
+numbers. And a share of the examples can give the answer at once, without working: the two variants of the report's samples (section
+5.1), of which reinforcement learning then has to find out which one pays.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +24,7 @@ from rorqual.errors import ConfigError
 from rorqual.train.rundir import write_atomic
 
 Split = Literal["sft", "rl", "heldout"]
+Working = Literal["columns", "places"]
 SPLITS: tuple[Split, ...] = ("sft", "rl", "heldout")
 _SHARES = (60, 30, 10)  # per cent of all questions
 KINDS = synthetic.KINDS
@@ -45,6 +50,26 @@ class Worked:
         """One line of fine-tuning data: the steps as reasoning."""
         answer = {"role": "assistant", "reasoning_content": "\n".join(self.steps), "content": f"\\boxed{{{self.answer}}}"}
         return {"messages": [{"role": "user", "content": self.question}, answer]}
+
+    def by_places(self) -> Worked:
+        """A sum worked place by place from the highest: 70 + 50 = 120, 7 + 8 = 15, 120 + 15 = 135. ConfigError for other problems."""
+        asked = re.fullmatch(r"What is (\d+) \+ (\d+)\?", self.question)
+        if asked is None:
+            raise ConfigError(f"{self.question!r} cannot be worked by places, only sums of two numbers can; use the kind 'addition' alone")
+        a, b = int(asked[1]), int(asked[2])
+        steps: list[str] = []
+        so_far: int | None = None
+        for place in reversed(range(max(len(asked[1]), len(asked[2])))):
+            x, y = (number // 10**place % 10 * 10**place for number in (a, b))
+            steps.append(f"{synthetic.PLACES[place]}: {x} + {y} = {x + y}")
+            if so_far is not None:
+                steps.append(f"{so_far} + {x + y} = {so_far + x + y}")
+            so_far = x + y + (so_far or 0)
+        return replace(self, steps=tuple(steps))
+
+    def short(self) -> Worked:
+        """The last step alone."""
+        return replace(self, steps=self.steps[-1:])
 
     def problem(self) -> dict[str, Any]:
         """One line of a file of problems (posttrain.problems)."""
@@ -108,15 +133,28 @@ def draw(
 
 def write_sets(
     folder: str | Path, *, sft: int, rl: int, heldout: int, seed: int = 0, kinds: Collection[str] = KINDS, max_digits: int = 5,
-    exclude: Collection[str] = (),
+    exclude: Collection[str] = (), working: Working = "columns", short_percent: int = 0,
 ) -> dict[str, Path]:  # fmt: skip
-    """Writes sft.jsonl (conversations), rl.jsonl and heldout.jsonl (problems) of that many lines; {set: file}. `exclude` is kept from rl and heldout."""
+    """Writes sft.jsonl (conversations), rl.jsonl and heldout.jsonl (problems) of that many lines; {set: file}. `exclude` is kept from rl and heldout.
+
+    Examples are worked as `working` says, but about `short_percent` of 100, chosen by their question's hash, have only the last step.
+    """
+    if not 0 <= short_percent <= 100:
+        raise ConfigError(f"short_percent ({short_percent}) must lie between 0 and 100")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, Path] = {}
     for split, count in zip(SPLITS, (sft, rl, heldout), strict=True):
         made = draw(split, count, seed=seed, kinds=kinds, max_digits=max_digits, exclude=() if split == "sft" else exclude)
+        if split == "sft":
+            made = [_example(one, working, short_percent) for one in made]
         lines = [json.dumps(one.conversation() if split == "sft" else one.problem(), ensure_ascii=False) for one in made]
         files[split] = folder / f"{split}.jsonl"
         write_atomic(files[split], "\n".join(lines) + "\n")
     return files
+
+
+def _example(one: Worked, working: Working, short_percent: int) -> Worked:
+    if int(key_of(one.question), 16) // 100 % 100 < short_percent:  # the last two digits decide the set
+        return one.short()
+    return one.by_places() if working == "places" else one

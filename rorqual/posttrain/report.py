@@ -47,10 +47,12 @@ def _accuracy(run: Path) -> Html:
             greedy = finite(results.get(f"accuracy_{key}_greedy"))
             decoded += [] if greedy is None else [f"{name} {100 * greedy:.1f} %"]
             rows.append((name, value, f"{100 * value:.1f} % ± {100 * error:.1f}" if error is not None else f"{100 * value:.1f} %"))
+    short = about.get("short_percent")
     note = (
         f"{grouped(about.get('problems', 0))} problems ({', '.join(about.get('kinds', ()))}, numbers of at most {about.get('max_digits')} digits); "
         f"{about.get('samples')} answers to each, drawn at temperature {about.get('temperature')}, ± is the standard error; decoded greedily: "
         f"{', '.join(decoded) or 'not measured'}; the pre-trained model is asked as its corpus asks, the others in a conversation"
+        + (f"; {short} % of the examples of fine-tuning answer at once, without working" if short else "")
     )
     parts.append(card("Accuracy", bars(rows, accent=len(rows) - 1), tag("p", note), wide=True))
     examples = about.get("examples")

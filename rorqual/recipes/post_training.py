@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from rorqual.errors import ConfigError
+from rorqual.posttrain.arithmetic import Working
 from rorqual.posttrain.grpo_config import GRPORun
 from rorqual.posttrain.presets import GRPOConfig, Objective
 from rorqual.posttrain.sft_config import RenderConfig, SFTConfig
@@ -26,6 +27,10 @@ class PostTraining:
     kinds: tuple[str, ...]
     """Kinds of problems (data.synthetic)."""
     max_digits: int
+    working: Working
+    """How sums are worked in the examples (posttrain.arithmetic)."""
+    short_percent: int
+    """Examples of 100 that give the answer at once: what reinforcement learning has to unlearn."""
     sft_samples: int
     rl_problems: int
     heldout_problems: int
@@ -45,7 +50,10 @@ class PostTraining:
 
 
 def laptop() -> PostTraining:
-    """Sums of numbers up to 99: worked examples first, then rewards for right answers alone, no reward model."""
+    """Sums of numbers up to 99: examples first, a third of them without working, then rewards for right answers alone, no reward model.
+
+    The fine-tuned model works out some answers and guesses others. Nothing but the reward tells it that working them out is what pays.
+    """
     return PostTraining(
         sft=SFTConfig(
             model="", data="", render=RenderConfig(style="r1", max_tokens=128), epochs=2, learning_rate=3e-3, final_learning_rate=2e-4,
@@ -59,7 +67,7 @@ def laptop() -> PostTraining:
                 optimizer=OptimizerConfig(beta2=0.99, weight_decay=0.0), checkpoint_every_steps=20,
             ),
         ),
-        kinds=("addition",), max_digits=2, sft_samples=4000, rl_problems=400, heldout_problems=500,
+        kinds=("addition",), max_digits=2, working="places", short_percent=35, sft_samples=4500, rl_problems=1500, heldout_problems=500,
     )  # fmt: skip
 
 

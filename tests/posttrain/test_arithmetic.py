@@ -68,3 +68,35 @@ def test_the_files_are_what_the_readers_read(tmp_path: Path):
     lines = {split: [json.loads(line) for line in file.read_text().splitlines()] for split, file in files.items()}
     assert [len(lines[split]) for split in arithmetic.SPLITS] == [30, 20, 10]
     assert lines["sft"][0]["messages"][1]["content"].startswith("\\boxed{") and lines["heldout"][0]["kind"] == "math"
+
+
+def test_sums_worked_by_places():
+    def steps(a: int, b: int) -> tuple[str, ...]:
+        return Worked("addition", f"What is {a} + {b}?", (), str(a + b)).by_places().steps
+
+    assert steps(77, 58) == ("tens: 70 + 50 = 120", "ones: 7 + 8 = 15", "120 + 15 = 135")
+    assert steps(4, 60) == ("tens: 0 + 60 = 60", "ones: 4 + 0 = 4", "60 + 4 = 64") and steps(4, 5) == ("ones: 4 + 5 = 9",)
+    assert steps(999, 1) == ("hundreds: 900 + 0 = 900", "tens: 90 + 0 = 90", "900 + 90 = 990", "ones: 9 + 1 = 10", "990 + 10 = 1000")
+    for one in draw("sft", 200, kinds=("addition",)):
+        worked = one.by_places().steps
+        assert worked[-1].endswith(f"= {one.answer}")
+        for left, _, right in (line.partition(": ")[2].partition(" = ") if ":" in line else line.partition(" = ") for line in worked):
+            assert sum(map(int, left.split(" + "))) == int(right)
+    with pytest.raises(ConfigError, match="cannot be worked by places"):
+        Worked("chain", "What is 1 + 2 + 3?", (), "6").by_places()
+
+
+def test_a_share_of_the_examples_has_only_the_last_step(tmp_path: Path):
+    def thoughts(short: int) -> list[str]:
+        file = write_sets(
+            tmp_path, sft=400, rl=1, heldout=1, kinds=("addition",), max_digits=2, working="places", short_percent=short
+        )["sft"]  # fmt: skip
+        return [json.loads(line)["messages"][1]["reasoning_content"] for line in file.read_text().splitlines()]
+
+    worked, mixed, short = thoughts(0), thoughts(35), thoughts(100)
+    assert all("ones: " in one for one in worked) and not any("\n" in one or ":" in one for one in short)
+    chosen = [a != b for a, b in zip(worked, mixed, strict=True)]
+    assert 110 <= sum(chosen) <= 170  # 140 expected, standard deviation 9.5
+    assert mixed == [s if c else w for w, s, c in zip(worked, short, chosen, strict=True)]
+    with pytest.raises(ConfigError, match=r"short_percent \(101\)"):
+        write_sets(tmp_path, sft=1, rl=1, heldout=1, short_percent=101)

@@ -28,7 +28,7 @@ def test_figures_and_answers(tmp_path: Path) -> None:
         {"question": "What is 1 + 1?", "gold": "2", "text": "<b>2</b>", "right": True},
         {"question": "q", "gold": "3", "text": "4", "right": None},
     ]
-    about = {"problems": 500, "kinds": ["addition"], "max_digits": 2, "examples": {"sft": answers}}
+    about = {"problems": 500, "kinds": ["addition"], "max_digits": 2, "short_percent": 35, "examples": {"sft": answers}}
     results = {
         "accuracy_pretrained": 0.0,
         "accuracy_pretrained_stderr": 0.0,
@@ -45,4 +45,4 @@ def test_figures_and_answers(tmp_path: Path) -> None:
     (tmp_path / "sft" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = page(tmp_path)
     assert "38.8 % ± 2.2" in text and "0.0 % ± 0.0" in text and "after GRPO" not in text.partition("Accuracy")[2].partition("Answers")[0]
-    assert "&lt;b&gt;2&lt;/b&gt;" in text and "not judged" in text and "main from 2 to 1" in text
+    assert "35 % of the examples" in text and "&lt;b&gt;2&lt;/b&gt;" in text and "not judged" in text and "main from 2 to 1" in text
