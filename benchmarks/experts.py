@@ -16,7 +16,6 @@ import torch
 from common import alternate, emit, load_config, paired_ratio
 from torch.nn import functional as F
 
-from rorqual.kernels import memory
 from rorqual.kernels.measure import gemm_gflops
 from rorqual.model.moe import Dispatcher, Experts
 from rorqual.model.router import Routing
@@ -49,7 +48,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="per configuration")
     args = parser.parse_args()
     torch.set_num_threads(min(2, torch.get_num_threads()))
-    memory.keep_freed()
     ceiling = gemm_gflops(1.0)
     for name in args.configs.split(","):
         config = load_config(name)

@@ -4,7 +4,8 @@
 
 Peers: transformers (DeepseekV3ForCausalLM, the faster of its eager experts implementations), compiled (the same under
 torch.compile; its first step takes minutes), torchtitan (titan.py says how it is installed), dense (transformers' Llama of equal active
-size), none. MTP, EMA and metrics are off; freed memory is kept on both sides, as our trainer keeps it.
+size), none. MTP, EMA and metrics are off. Our trainer keeps freed memory, which is a matter of the whole process: `--keep-freed` does
+so here, for both sides.
 The share of the ceiling counts 6 FLOP per active matmul parameter and token plus attention, over the FP32 GEMM rate
 measured before and after in the same run.
 """
@@ -116,9 +117,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="sequences; 8, or 2 for mini")
     parser.add_argument("--length", type=int, help="tokens per sequence; 256, or 512 for mini")
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--keep-freed", action="store_true", help="kernels.memory.keep_freed, as in a run")
     args = parser.parse_args()
     torch.set_num_threads(args.threads or min(2, torch.get_num_threads()))
-    memory.keep_freed()
+    if args.keep_freed:
+        memory.keep_freed()
     torch.manual_seed(0)
     config = load_config(args.config).with_(num_nextn_predict_layers=0)
     batch, length = args.batch or (2 if args.config == "mini" else 8), args.length or (512 if args.config == "mini" else 256)
@@ -143,7 +146,15 @@ def main() -> None:
     tokens = batch * length
     flop = train_flops_per_token(config, length) * tokens
     seconds, peer_seconds = statistics.median(our_times), statistics.median(peer_times) if peer_times else None
-    tags = {"config": args.config, "peer_name": args.peer, "peer_detail": detail, "batch": batch, "length": length, "steps": len(our_times)}
+    tags = {
+        "config": args.config,
+        "peer_name": args.peer,
+        "peer_detail": detail,
+        "batch": batch,
+        "length": length,
+        "steps": len(our_times),
+        "keep_freed": args.keep_freed,
+    }
     ratio = paired_ratio(our_times, peer_times) if peer_times else None
     emit("train_tokens_per_second", tokens / seconds, tokens / peer_seconds if peer_seconds else None, ratio, **tags)
     emit("gemm_gflops", ceiling, None, None, **tags)
