@@ -6,6 +6,8 @@ TORCH_INDEX ?= $(shell cat .venv/torch-index 2>/dev/null)
 
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
+# one process per core; compiled modules are kept, also where the environment says otherwise: hundreds of files are imported in each process
+TEST := env -u PYTHONDONTWRITEBYTECODE $(PY) -m pytest -q
 INSTALLED := .venv/installed-$(shell printf '%s' '$(TORCH_INDEX)' | cksum | cut -d' ' -f1)
 PEERS := $(INSTALLED)-peers
 
@@ -21,7 +23,7 @@ demo: $(INSTALLED) ## train the laptop recipe on CPU, from corpus to report; res
 	@.venv/bin/rorqual run laptop
 
 test: $(INSTALLED) ## run the tests
-	@$(PY) -m pytest -q -n auto --dist loadfile
+	@$(TEST) -n auto --dist worksteal
 
 check: $(INSTALLED) ## lint, formatting, types
 	$(PY) -m ruff check .
@@ -29,10 +31,10 @@ check: $(INSTALLED) ## lint, formatting, types
 	$(PY) -m mypy
 
 test-peer: $(PEERS) ## install the extras `hf` and `peers`, compare with transformers and other peers
-	@$(PY) -m pytest -q -n auto --dist loadfile -m peer
+	@$(TEST) -n auto --dist loadfile -m peer
 
 test-slow: $(PEERS) ## the tests that take minutes, without the shape checks
-	@$(PY) -m pytest -q -m slow --no-shapes --timeout=3600
+	@$(TEST) -m slow --no-shapes --timeout=3600
 
 bench: $(PEERS) ## print the benchmarks' figures, one JSON object a line
 	@for config in nano micro; do $(PY) benchmarks/train.py --config $$config --peer transformers || exit 1; done
