@@ -9,13 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from rorqual.errors import ConfigError
-from rorqual.posttrain.arithmetic import Working
 from rorqual.posttrain.grpo_config import GRPORun
 from rorqual.posttrain.presets import GRPOConfig, Objective
 from rorqual.posttrain.sft_config import RenderConfig, SFTConfig
 from rorqual.train.hyperparams import OptimizerConfig
+
+if TYPE_CHECKING:
+    from rorqual.posttrain.arithmetic import Working
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,12 @@ def laptop() -> PostTraining:
     return PostTraining(
         sft=SFTConfig(
             model="", data="", render=RenderConfig(style="r1", max_tokens=128), epochs=2, learning_rate=3e-3, final_learning_rate=2e-4,
-            batch_sequences=8, micro_batch_sequences=8, checkpoint_every_steps=100,
+            warmup_steps=20, batch_sequences=4, micro_batch_sequences=4, checkpoint_every_steps=200,
         ),
         grpo=GRPORun(
             model="", max_seconds=480.0,
             grpo=GRPOConfig(
-                objective=Objective(), steps=150, prompts=16, group=16, max_new_tokens=72, learning_rate=3e-4, warmup_steps=20,
+                objective=Objective(), steps=80, prompts=16, group=16, max_new_tokens=64, learning_rate=2e-4, warmup_steps=10,
                 groups_without_signal="drop", style="r1", thinking=True, rewards={"accuracy": 1.0},
                 optimizer=OptimizerConfig(beta2=0.99, weight_decay=0.0), checkpoint_every_steps=20,
             ),
