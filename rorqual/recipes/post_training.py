@@ -65,7 +65,7 @@ def laptop() -> PostTraining:
         grpo=GRPORun(
             model="", max_seconds=480.0,
             grpo=GRPOConfig(
-                objective=Objective(), steps=80, prompts=16, group=16, max_new_tokens=64, learning_rate=2e-4, warmup_steps=10,
+                objective=Objective(), steps=60, prompts=16, group=16, max_new_tokens=64, learning_rate=2e-4, warmup_steps=10,
                 groups_without_signal="drop", style="r1", thinking=True, rewards={"accuracy": 1.0},
                 optimizer=OptimizerConfig(beta2=0.99, weight_decay=0.0), checkpoint_every_steps=20,
             ),
