@@ -311,8 +311,7 @@ class Engine:
 
     def _catch_up(self, going: list[Sequence], speculates: bool) -> None:
         most = 1 + self.num_drafts
-        lags = [most if speculates or len(s.tokens) <= s.num_prompt_tokens + 1 else _LAG for s in going]
-        late = [s for s, lag in zip(going, lags, strict=True) if s.draft_rows > lag]
+        late = [s for s in going if s.draft_rows > most and (speculates or s.draft_rows > _LAG or len(s.tokens) <= s.num_prompt_tokens + 1)]
         if late:
             self.runner.catch_up(late)
 

@@ -220,9 +220,10 @@ class Runner:
 
     def observe(self, sequence: Sequence, hidden: Tensor) -> None:
         """Takes the states of the next positions of one sequence for the drafter."""
-        if self.modules and len(hidden):
+        rows = hidden.shape[0] if self.modules else 0
+        if rows:
             sequence.draft_hidden.append(hidden)
-            sequence.draft_rows += hidden.shape[0]
+            sequence.draft_rows += rows
 
     def catch_up(self, sequences: list[Sequence]) -> None:
         """Runs the MTP modules over the positions whose following tokens are known; the chunks of a prompt."""
