@@ -120,7 +120,7 @@ def test_the_engines_peak_is_estimated(config: ModelConfig, prompt: int, sequenc
         live.peak = live.live
         for number in range(sequences):
             ids = torch.randint(5, config.vocab_size, (prompt,), generator=torch.Generator().manual_seed(number)).tolist()
-            engine.add_request(str(number), ids, SamplingParams(max_tokens=3))
+            engine.add_request(str(number), ids, SamplingParams(max_tokens=3, top_k=5, top_p=0.9, presence_penalty=0.1))  # what holds most
         while engine.has_work:
             engine.step()
     estimate = serving_estimate(config, sequences=sequences, context=None).tensors
