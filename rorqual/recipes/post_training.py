@@ -38,7 +38,7 @@ class PostTraining:
     rl_problems: int
     heldout_problems: int
     minutes: MappingProxyType[str, float] = field(
-        default_factory=lambda: MappingProxyType({"pretrain": 15.0, "sft": 3.0, "grpo": 8.0, "evaluation and report": 4.0})
+        default_factory=lambda: MappingProxyType({"pretrain": 15.0, "sft": 4.0, "grpo": 7.0, "evaluation and report": 4.0})
     )
     """The budget on two slow cores."""
 
@@ -63,7 +63,7 @@ def laptop() -> PostTraining:
             warmup_steps=20, batch_sequences=4, micro_batch_sequences=4, checkpoint_every_steps=200,
         ),
         grpo=GRPORun(
-            model="", max_seconds=480.0,
+            model="", max_seconds=420.0,
             grpo=GRPOConfig(
                 objective=Objective(), steps=60, prompts=16, group=16, max_new_tokens=64, learning_rate=2e-4, warmup_steps=10,
                 groups_without_signal="drop", style="r1", thinking=True, rewards={"accuracy": 1.0},
