@@ -104,7 +104,7 @@ def judged(model: CausalLM, speculative: str | int, right: bool) -> tuple[Callab
 
 def path_of(engine: Engine) -> str:
     """Which decode step runs, and why."""
-    return "compiled" if engine.runner.why_not is None else f"torch ({engine.runner.why_not})"
+    return engine.runner.path
 
 
 def step_costs(model: CausalLM, seconds: float) -> tuple[float, float]:
