@@ -83,7 +83,10 @@ class Runner:
         elif on_gpu[0] is not None:
             self._width, (self._step, self.path) = math.inf, on_gpu
         elif storage.values.dtype == torch.float32 and eager.usable(model.config, tensors) is None:
-            self._step, self.path = eager.EagerStep(model.config, tensors, rope.inv_freq, rope.amplitude, rope.softmax_scale), f"NumPy ({reason})"
+            self._step, self.path = (
+                eager.EagerStep(model.config, tensors, rope.inv_freq, rope.amplitude, rope.softmax_scale),
+                f"NumPy ({reason})",
+            )
 
     def refresh(self) -> None:
         """Follows a change of the model's weights."""
