@@ -142,9 +142,9 @@ def packed(summary: object, *body: object, least: int = 4096) -> Html:
     return folded(summary, tag("div", "The script of this page unpacks what stands here.", data_packed=data))
 
 
-def bars(rows: Sequence[tuple[str, float, str]], accent: int = -1) -> Html:
-    """Horizontal bars (name, length, label) on one scale from zero; row `accent` is drawn in the page's colour."""
-    top = max((length for _, length, _ in rows), default=0.0) or 1.0
+def bars(rows: Sequence[tuple[str, float, str]], accent: int = -1, top: float | None = None) -> Html:
+    """Horizontal bars (name, length, label) on one scale from zero to `top`, or to the longest; row `accent` is drawn in the page's colour."""
+    top = top or max((length for _, length, _ in rows), default=0.0) or 1.0
     items = []
     for i, (name, length, label) in enumerate(rows):
         bar = tag("i", style=f"width:{max(0.4, 100 * length / top):.2f}%")

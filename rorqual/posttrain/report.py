@@ -54,7 +54,7 @@ def _accuracy(run: Path) -> Html:
         f"{', '.join(decoded) or 'not measured'}; the pre-trained model is asked as its corpus asks, the others in a conversation"
         + (f"; {short} % of the examples of fine-tuning answer at once, without working" if short else "")
     )
-    parts.append(card("Accuracy", bars(rows, accent=len(rows) - 1), tag("p", note), wide=True))
+    parts.append(card("Accuracy", bars(rows, accent=len(rows) - 1, top=1.0), tag("p", note), wide=True))
     examples = about.get("examples")
     if isinstance(examples, Mapping):
         parts += [card(f"Answers {name}", _examples(examples.get(key)), wide=True) for key, name in MODELS if examples.get(key)]
