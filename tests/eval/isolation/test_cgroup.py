@@ -73,7 +73,7 @@ def test_the_kernel_holds_a_group():
 
 GREEDY = {
     "js": "const all = []; for (;;) all.push(Buffer.alloc(1 << 26, 1));",
-    "python": "import os\nx = bytearray(1 << 27)\nfor _ in range(4):\n    if os.fork() == 0: x = bytearray(os.urandom(1 << 10)) * (1 << 17); break\nimport time; time.sleep(9)",
+    "python": "import os, time\nfor _ in range(4):\n    if os.fork() == 0: break\nx = bytearray(b'12345678') * (100 << 17)\ntime.sleep(9)",  # 100 MiB each
 }  # fmt: skip
 
 
