@@ -211,6 +211,6 @@ def backend_report() -> list[dict[str, str]]:
     if without is None:
         step = ("Triton, recorded in CUDA graphs", "CUDA device; BF16 or FP32 weights")
     else:
-        step = ("compiled decode step" if built.library is not None else "lean PyTorch step", f"{without}; {built.detail}")
+        step = ("compiled decode step" if built.library is not None else "NumPy step", f"{without}; {built.detail}")
     report.append({"op": "latent attention of decode", "backend": step[0], "why": step[1]})
     return report
