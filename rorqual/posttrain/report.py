@@ -16,7 +16,7 @@ from rorqual.html.numbers import duration, finite, grouped, short
 from rorqual.html.page import Html, Section, bars, card, folded, gap, grid, join, table, tag, tile
 from rorqual.html.plots import Lines, Series, figure
 from rorqual.posttrain import grpo_report
-from rorqual.train.history import read_history
+from rorqual.train.history import History, read_history
 
 MODELS = (("pretrained", "pre-trained"), ("sft", "after SFT"), ("grpo", "after GRPO"))
 
@@ -74,7 +74,8 @@ def _verdict(right: Any) -> str:
 
 
 def _sft(folder: Path) -> Html:
-    rows = read_history(folder / "metrics.jsonl").train if (folder / "metrics.jsonl").is_file() else []
+    history = read_history(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else History()
+    rows = history.train
     if not rows:
         return gap("Fine-tuning", "There is no line of kind train in sft/metrics.jsonl.")
     series = []
@@ -90,6 +91,9 @@ def _sft(folder: Path) -> Html:
         value = finite(last.get(key))
         if value is not None:
             tiles.append(tile(label, form(value)))
+    packed = next((value for event in history.events if (value := finite(event.get("packing_efficiency"))) is not None), None)
+    if packed is not None:
+        tiles.append(tile("Packing", f"{100 * packed:.1f} %", "of the places in the rows hold a token"))
     loss = (
         figure(Lines("Loss of learned tokens", series, note="Mean negative log-likelihood in nats.", zero=True, wide=True))
         if series

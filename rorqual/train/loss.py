@@ -72,6 +72,18 @@ def sequence_weights(
     return SequenceWeights(ids.masked_fill(~real, -1), weights, False)
 
 
+def learned_rows(
+    hidden: Float[Tensor, "b s m"], targets: Int[Tensor, "b s"], isolated: bool
+) -> tuple[Float[Tensor, "n m"], Int[Tensor, " n"]]:
+    """What the output head has to see. Pre-training learns every position; of `isolated` samples a third or more are only read
+    (the prompt, the last token of each), add nothing to loss or gradient, and are left out before the largest product of a small model."""
+    rows, wanted = hidden.flatten(0, 1), targets.reshape(-1)
+    if not isolated:
+        return rows, wanted
+    learned = (wanted != NO_TARGET).nonzero().squeeze(1)
+    return rows.index_select(0, learned), wanted.index_select(0, learned)
+
+
 def compute_loss(
     model: CausalLM,
     input_ids: Int[Tensor, "b s"],
@@ -93,12 +105,13 @@ def compute_loss(
     sequences = sequence_weights(targets, num_targets, segment_ids, token_mask) if aux_loss_alpha else None
     positions = None if segment_ids is None else segment_positions(segment_ids)
     out = model(input_ids, positions=positions, segment_ids=segment_ids, token_mask=token_mask, mtp=depth > 0, sequences=sequences)
-    head = model.head_weight
-    loss, main = ops.linear_cross_entropy(out.hidden.flatten(0, 1), head, targets.reshape(-1), scale)
+    head, isolated = model.head_weight, segment_ids is not None or token_mask is not None
+    rows, wanted = learned_rows(out.hidden, targets, isolated)
+    loss, main = ops.linear_cross_entropy(rows, head, wanted, scale)
     mtp = torch.zeros_like(main)
     for ahead, hidden in enumerate(out.mtp_hidden, start=1):
-        wanted = mtp_targets(targets, segment_ids, ahead).reshape(-1)
-        term, value = ops.linear_cross_entropy(hidden.flatten(0, 1), head, wanted, scale * mtp_loss_weight / depth)
+        rows, wanted = learned_rows(hidden, mtp_targets(targets, segment_ids, ahead), isolated)
+        term, value = ops.linear_cross_entropy(rows, head, wanted, scale * mtp_loss_weight / depth)
         loss, mtp = loss + term, mtp + value / depth
     balance = torch.zeros_like(main)
     if out.balance_loss is not None:

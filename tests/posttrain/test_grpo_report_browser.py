@@ -19,6 +19,8 @@ def test_a_rollout_is_unpacked_when_it_is_opened(tmp_path: Path) -> None:
     with browsing(tmp_path / "profile") as browser:
         browser.open(page.as_uri())
         assert browser.script("return document.querySelectorAll('#answers [data-packed]').length") == 3
+        box = "document.querySelector('#rl > .tiles{}').getBoundingClientRect()"
+        assert browser.script(f"return {box.format(' + *')}.top - {box.format('')}.bottom") == 16  # tiles do not touch what follows
         browser.script("document.querySelectorAll('#answers details > summary')[1].click()")
         browser.until("return document.querySelector('#answers [data-unpacked]')")
         browser.script("document.querySelector('#answers [data-unpacked] details > summary').click()")

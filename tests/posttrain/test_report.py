@@ -42,8 +42,10 @@ def test_figures_and_answers(tmp_path: Path) -> None:
         {"kind": "train", "step": step, "main_loss": 2.0 / step, "mtp_loss": 3.0 / step, "tokens": 100 * step, "seconds": step}
         for step in (1, 2)
     ]
+    rows.insert(0, {"kind": "event", "event": "started", "step": 0, "packing_efficiency": 0.9727})
     (tmp_path / "sft" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = page(tmp_path)
     assert "38.8 % ± 2.2" in text and "0.0 % ± 0.0" in text and "after GRPO" not in text.partition("Accuracy")[2].partition("Answers")[0]
     assert "width:38.80%" in text  # bars end at all answers right
+    assert "97.3 %" in text  # packed
     assert "35 % of the examples" in text and "&lt;b&gt;2&lt;/b&gt;" in text and "not judged" in text and "main from 2 to 1" in text

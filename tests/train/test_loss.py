@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from rorqual.kernels import ops
 from rorqual.model.transformer import CausalLM
 from rorqual.train.loss import NO_TARGET, compute_loss, evaluate_nll, mtp_targets, segment_positions, sequence_weights
 from tests.tiny import t0
@@ -160,6 +161,24 @@ def test_no_targets_give_zero_and_no_nan() -> None:
     model, (ids, targets) = made(), batch()
     loss, grad = gradients(model, {"input_ids": ids, "targets": torch.full_like(targets, NO_TARGET), "num_targets": 0})
     assert loss == 0.0 and grad.abs().max() == 0
+
+
+def test_what_is_only_read_does_not_reach_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 places of which 5 are learned: the head sees no more rows than that, loss and gradients are those of all rows with a mask."""
+    model, (ids, targets) = made(), batch(1)
+    targets = targets.clone()
+    targets[0, [0, 1, 4]] = NO_TARGET
+    part: dict[str, object] = {"input_ids": ids, "targets": targets, "num_targets": 5}
+    seen: list[int] = []
+    real = ops.linear_cross_entropy
+    monkeypatch.setattr(ops, "linear_cross_entropy", lambda hidden, *rest: (seen.append(len(hidden)), real(hidden, *rest))[1])
+    gradients(model, {**part, "segment_ids": torch.tensor([[0] * 7 + [1]])})
+    plain, alone = gradients(model, part), gradients(model, {**part, "segment_ids": torch.zeros_like(ids)})
+    assert seen == [5, 4, 8, 7, 5, 5]  # the head of main, then MTP's: a target over a border is none
+    assert alone[0] == pytest.approx(plain[0], rel=1e-6)
+    torch.testing.assert_close(alone[1], plain[1], atol=1e-6, rtol=1e-4)
+    loss, grad = gradients(model, {**part, "targets": torch.full_like(targets, NO_TARGET), "segment_ids": torch.zeros_like(ids)})
+    assert loss == 0.0 and grad.abs().max() == 0 and all(p.grad is not None for p in model.parameters())
 
 
 def test_mtp_targets_stop_at_the_border() -> None:
