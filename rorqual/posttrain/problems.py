@@ -5,6 +5,7 @@ One object a line, in any of these forms:
     {"messages": [{"role": "user", "content": "..."}], "answer": "42", "kind": "math"}
     {"prompt": "...", "answer": "(B)", "kind": "choice"}            # "question" or "problem" instead of "prompt" too
     {"prompt": "...", "tests": ["assert add(1, 2) == 3"], "kind": "code"}
+    HumanEval.jsonl.gz and mbpp.jsonl as published                  # lines with prompt, test, entry_point; with text, code, test_list
 
 kind: "math" (default where there is an answer), "choice", "code" (default where there are tests), "exact", "reasoning_gym", or "none" for what
 only a model can judge. A line that cannot be used is counted by reason, with its number; nothing is silently left out.
@@ -12,8 +13,10 @@ only a model can judge. A line that cannot be used is counted by reason, with it
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rorqual.errors import ConfigError, DataError, MissingExtraError, RorqualError
+from rorqual.eval.grade import entry_of
 from rorqual.tokenizer.chat import check_message
 
 KINDS = ("math", "choice", "code", "exact", "reasoning_gym", "none")
@@ -72,12 +76,13 @@ class Problems:
 
 
 def read_problems(path: str | Path) -> Problems:
-    """Reads a file of JSON lines; DataError for a file that cannot be read or that holds no problem."""
+    """Reads a file of JSON lines, gzipped where its name ends in .gz; DataError for a file that cannot be read or that holds no problem."""
     file = Path(path)
     try:
-        lines = file.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror or error}; give a file of JSON lines") from error
+        content = file.read_bytes()
+        lines = (gzip.decompress(content) if file.name.endswith(".gz") else content).split(b"\n")
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}; give a file of JSON lines") from error
     items: list[Problem] = []
     rejected: Counter[str] = Counter()
     examples: dict[str, str] = {}
@@ -113,6 +118,7 @@ def problem_of(raw: object) -> Problem:
     """One problem out of a decoded line; DataError says what is wrong with it."""
     if not isinstance(raw, Mapping):
         raise DataError(f"a {type(raw).__name__} where an object was expected")
+    raw = _published(raw)
     messages = raw.get("messages")
     if messages is None:
         prompt = next((raw[name] for name in ("prompt", "question", "problem") if name in raw), None)
@@ -146,6 +152,35 @@ def problem_of(raw: object) -> Problem:
     text = json.dumps(list(map(dict, messages)), sort_keys=True, ensure_ascii=False, default=str)
     name = str(number) if number is not None else hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
     return Problem(name, tuple(dict(m) for m in messages), answer, str(kind), data)
+
+
+def _published(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A line of HumanEval or MBPP as a problem of this file, with the reference in `solution`; any other line as it is.
+
+    The question asks for a whole program in a fence, which is what the reward runs; MBPP's shows three tests, as its authors do.
+    """
+    if "tests" in raw or "messages" in raw:
+        return raw
+    if all(isinstance(raw.get(name), str) for name in ("prompt", "test", "entry_point")):
+        prompt, entry = raw["prompt"], raw["entry_point"]
+        asked = f"Complete this Python function. Answer with the whole program, imports included, in one fenced block.\n\n```python\n{prompt}```"
+        made = {"prompt": asked, "tests": f"{raw['test']}\ncheck({entry})\n", "entry_point": entry, "context": prompt}
+        code = f"{prompt}{raw['canonical_solution']}" if isinstance(raw.get("canonical_solution"), str) else ""
+    elif (
+        isinstance(raw.get("text"), str)
+        and isinstance(raw.get("test_list"), list)
+        and all(isinstance(one, str) for one in raw["test_list"])
+    ):
+        tests = raw["test_list"]
+        shown = "\n".join(tests[:3])
+        asked = f"{raw['text']} Answer with one fenced block of Python that passes these tests:\n\n```python\n{shown}\n```"
+        code = raw["code"] if isinstance(raw.get("code"), str) else ""
+        more = raw.get("challenge_test_list")
+        whole = [str(raw.get("test_setup_code") or ""), *tests, *map(str, more if isinstance(more, list) else [])]
+        made = {"prompt": asked, "tests": [one for one in whole if one], "entry_point": entry_of(code, "\n".join(whole))}
+    else:
+        return raw
+    return {"id": raw.get("task_id"), "kind": "code", **made, **({"solution": f"```python\n{code.rstrip()}\n```"} if code else {})}
 
 
 def generate_problems(tasks: Sequence[str], size: int, seed: int) -> Problems:

@@ -1,11 +1,20 @@
 """Questions from JSON lines: every accepted form, every line that is left out with its reason; trusted generated tasks alone."""
 
+import gzip
 import json
+import os
+from pathlib import Path
 
 import pytest
 
-from rorqual.errors import ConfigError, DataError
+from rorqual.errors import ConfigError, DataError, DeviceError
+from rorqual.eval import sandbox
+from rorqual.posttrain.presets import GRPOConfig
 from rorqual.posttrain.problems import ALLOWED_TASKS, generate_problems, problem_of, read_problems
+from rorqual.posttrain.rewards import Rewards
+from rorqual.posttrain.rollout import Answer
+
+DATA = Path(os.environ.get("RORQUAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
 def _write(tmp_path, lines):
@@ -43,6 +52,61 @@ def test_lines_that_cannot_be_used_say_why(line, why):
         return
     with pytest.raises(DataError, match=why):
         problem_of(line)
+
+
+HUMANEVAL = {
+    "task_id": "HumanEval/900", "entry_point": "twice", "prompt": "from typing import List\n\ndef twice(x: int) -> int:\n    \"\"\"2 x\"\"\"\n",
+    "canonical_solution": "    return 2 * x\n", "test": "def check(candidate):\n    assert candidate(4) == 8\n",
+}  # fmt: skip
+MBPP = {
+    "task_id": 901, "text": "Write a function to add.", "code": "def sum(a, b):\r\n  return a + b", "test_setup_code": "one = 1",
+    "test_list": ["assert sum(1, 2) == 3", "assert sum(one, 1) == 2", "assert sum(0, 0) == 0", "assert sum(5, 5) == 10"], "challenge_test_list": ["assert sum(-1, 1) == 0"],
+}  # fmt: skip
+
+
+def test_humaneval_and_mbpp_are_read_as_published(tmp_path):
+    file = tmp_path / "HumanEval.jsonl.gz"
+    file.write_bytes(gzip.compress(json.dumps(HUMANEVAL).encode() + b"\n" + json.dumps(MBPP).encode()))
+    one, two = read_problems(file).items
+    assert (one.id, one.kind, one.answer) == ("HumanEval/900", "code", None)
+    assert one.question.endswith("```python\n" + HUMANEVAL["prompt"] + "```")
+    assert one.data == {
+        "tests": HUMANEVAL["test"] + "\ncheck(twice)\n", "entry_point": "twice", "context": HUMANEVAL["prompt"],
+        "solution": "```python\n" + HUMANEVAL["prompt"] + "    return 2 * x\n```",
+    }  # fmt: skip
+    assert two.id == "901" and "sum(0, 0)" in two.question and "sum(5, 5)" not in two.question
+    assert two.data["tests"] == ["one = 1", *MBPP["test_list"], *MBPP["challenge_test_list"]]
+    assert two.data["entry_point"] == "sum"  # a name of Python's own has to be said
+    assert "solution" not in problem_of({**MBPP, "code": None}).data
+    file.write_bytes(gzip.compress(b"{}")[:-9])
+    with pytest.raises(DataError, match="cannot read"):
+        read_problems(file)
+
+
+def test_the_published_solutions_are_right_and_others_wrong():
+    try:
+        sandbox.Sandbox()
+    except DeviceError as error:
+        pytest.skip(f"no sandbox here: {error}")
+    judge = Rewards(GRPOConfig(rewards={"code": 1.0}))
+    texts = [(problem_of(raw), change) for raw, change in ((HUMANEVAL, ("", "")), (MBPP, ("a + b", "a - b")))]
+    cases = [(one, Answer((1,), (2,), False, content=one.data["solution"].replace(*change))) for one, change in texts]
+    assert [judged.reward for judged in judge.judge_all(cases)] == [1.0, 0.0]
+    judge.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "count"), [("humaneval/HumanEval.jsonl.gz", 164), ("mbpp/mbpp.jsonl", 974)])
+def test_the_published_files_are_read_whole_and_their_solutions_pass(file, count):
+    if not (DATA / file).is_file():
+        pytest.skip(f"{file} is not at {DATA} (RORQUAL_DATA)")
+    found = read_problems(DATA / file)
+    assert len(found.items) + sum(found.rejected.values()) == count and not found.rejected
+    judge = Rewards(GRPOConfig(rewards={"code": 1.0}))
+    cases = [(one, Answer((1,), (2,), False, content=one.data["solution"])) for one in found.items[:: count // 82]]
+    wrong = [one.id for (one, _), judged in zip(cases, judge.judge_all(cases), strict=True) if judged.reward != 1.0]
+    judge.close()
+    assert not wrong
 
 
 def test_bad_lines_are_counted_by_reason_and_nothing_is_lost(tmp_path):
