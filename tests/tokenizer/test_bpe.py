@@ -33,6 +33,26 @@ def test_ids_of_a_trained_tokenizer_are_where_the_published_file_has_them() -> N
     assert sorted(own.token_bytes(number) for number in range(3, 259)) == [bytes([byte]) for byte in range(256)]
 
 
+@given(st.lists(st.text(st.sampled_from("ab1!( \n\n\r\t\u3000\u6df1\u0301\x85\x1c|<"), max_size=14), max_size=6))
+def test_a_batch_gives_the_ids_of_each_text(texts: list[str]) -> None:
+    texts = [*texts, "".join(texts), "\n".join(texts), "What?\nA. 1\nB. 2\nAnswer: A", f"x\n{special.BOS}\n{special.USER}\nhi"]
+    assert tokenizer().splits_at_lines
+    assert tokenizer().encode_batch(texts) == [tokenizer().encode(text) for text in texts]
+
+
+def test_lines_are_encoded_alone_for_the_known_patterns_alone() -> None:
+    content = tokenizer().content()
+    parts = content["pre_tokenizer"]["pretokenizers"]
+    taking = {"id": 9, "content": "\n#", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    for changes in (
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": parts[1:]}},
+        {"normalizer": {"type": "Replace", "pattern": {"String": "\n#"}, "content": "\n#"}},
+        {"added_tokens": [*content["added_tokens"], taking | {"content": "<x>", "rstrip": True}]},
+    ):
+        own = bpe.Tokenizer(_content(**changes))
+        assert not own.splits_at_lines and own.encode_batch(["a\n#b", "c"]) == [own.encode("a\n#b"), own.encode("c")]
+
+
 @pytest.mark.parametrize("text", ROUND_TRIP)
 def test_round_trip_list(text: str) -> None:
     assert tokenizer().decode(tokenizer().encode(text)) == text
