@@ -4,13 +4,14 @@
 
 `sft_tokens_per_second`: train_step on isolated, packed samples (value) and on plain rows (peer), same model, rows, width, micro-batch and
 optimiser, alternating in one process. `packing_efficiency`: share of places that hold a token, for 5,000 samples of log-normal length
-(median 300 tokens, at most the row) in rows of 4,096, and for the lengths of worked arithmetic in rows of 256.
+(median 300 tokens, at most the row) in rows of 4,096, for worked arithmetic in rows of 256, and for the examples of the `laptop` recipe in its rows.
 `render_tokens_per_second`: conversations to tokens and masks, one process.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import tempfile
 import time
@@ -22,6 +23,7 @@ from common import alternate, emit, load_config, paired_ratio
 from rorqual.model.transformer import CausalLM
 from rorqual.posttrain import arithmetic, packing, sft_data
 from rorqual.posttrain.sft_config import RenderConfig
+from rorqual.recipes.post_training import require
 from rorqual.tokenizer import bpe
 from rorqual.train.hyperparams import OptimizerConfig
 from rorqual.train.optim import AdamW
@@ -79,8 +81,17 @@ def packing_efficiency() -> None:
         start = time.perf_counter()
         found = [next(sft_data.samples_of(one.conversation(), tokenizer, RenderConfig(style="r1"))) for one in made]
         seconds = time.perf_counter() - start
+        course = require("laptop")
+        files = arithmetic.write_sets(
+            folder, sft=course.sft_samples, rl=1, heldout=1, kinds=course.kinds, max_digits=course.max_digits, working=course.working,
+            short_percent=course.short_percent,
+        )  # fmt: skip
+        lines = files["sft"].read_text(encoding="utf-8").splitlines()
+        own = [len(next(sft_data.samples_of(json.loads(line), tokenizer, course.sft.render)).ids) for line in lines]
     short = [len(one.ids) for one in found]
-    for name, lengths, width in (("log-normal", long, 4096), ("worked arithmetic", [n for n in short if n <= 257], 256)):
+    for name, lengths, width in (
+        ("log-normal", long, 4096), ("worked arithmetic", [n for n in short if n <= 257], 256), ("laptop", own, course.sft.render.max_tokens),
+    ):  # fmt: skip
         start = time.perf_counter()
         rows = packing.pack([length - 1 for length in lengths], width)
         emit("packing_efficiency", sum(lengths) / (len(rows) * width) - len(lengths) / (len(rows) * width), None, None, lengths=name, width=width,

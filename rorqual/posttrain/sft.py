@@ -166,7 +166,7 @@ class _Loop:
     ) -> None:  # fmt: skip
         self.config, self.base, self.tokenizer, self.tuning, self.samples, self.report = config, base, tokenizer, tuning, samples, report
         self.folder, self.fingerprints, self.on_step = folder, fingerprints, on_step
-        self.rows = packing.pack(samples.all_places(), config.render.max_tokens)
+        self.rows = packing.pack(samples.all_places(), config.render.max_tokens, config.seed)
         self.efficiency = packing.efficiency(samples, self.rows, config.render.max_tokens)
         self.per_epoch = -(-len(self.rows) // config.batch_sequences)
         self.total = config.epochs * self.per_epoch
