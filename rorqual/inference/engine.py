@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from rorqual.tokenizer.bpe import Tokenizer
 
 DEFAULT_MEMORY = 512 * 2**20
+_NO_STATES = torch.empty(0)
 _LAG = 64  # positions that the MTP modules may lie behind while nobody wants drafts: many at once cost a fraction
 
 
@@ -201,7 +202,7 @@ class Engine:
             return out
         decoding = all(one.sequence.computed == len(one.sequence.tokens) - 1 for one in work)
         self._propose(work)
-        made = self.runner.forward(work)
+        made = self.runner.forward(work, decoding and speculates)
         before = self._counts.generation_tokens
         out += self._finish_step(work, made, speculates)
         self._counts.steps += 1
@@ -265,7 +266,7 @@ class Engine:
     def _propose(self, work: list[Work]) -> None:
         groups: dict[int, list[Work]] = {}
         for one in work:
-            if one.num_drafts and one.sequence.draft_rows:
+            if one.num_drafts and (one.sequence.ahead >= 0 or one.sequence.draft_rows):
                 groups.setdefault(one.num_drafts, []).append(one)
         for count, group in groups.items():
             for one, drafts in zip(group, self.runner.propose([w.sequence for w in group], count), strict=True):
@@ -275,8 +276,8 @@ class Engine:
     # ------------------------------------------------------------------ from states to tokens
 
     def _finish_step(self, work: list[Work], made: Forward, speculates: bool) -> list[StepOutput]:
-        ready = []
-        for one, states in zip(work, made.hidden, strict=True):
+        ready, hidden = [], made.hidden or [_NO_STATES] * len(work)
+        for one, states in zip(work, hidden, strict=True):
             if one.sequence.params.prompt_logprobs is not None:
                 self._read_prompt_logprobs(one, states)
             if one.end == len(one.sequence.tokens):
@@ -290,12 +291,16 @@ class Engine:
                 out.append(self._commit(one, tokens[place : place + width], logprobs[place : place + width]))
                 taken[one] = len(out[-1].new_token_ids) - 1
                 place += width
-        for one, states in zip(work, made.hidden, strict=True):
-            count = one.end - one.sequence.computed + taken.get(one, 0)
-            one.sequence.computed += count
-            if self.runner.modules and one.sequence.finish_reason is None:
-                self.runner.observe(one.sequence, states if count == states.shape[0] else states[:count])
-        if self.runner.modules:
+        for number, (one, states) in enumerate(zip(work, hidden, strict=True)):
+            s, count = one.sequence, one.end - one.sequence.computed + taken.get(one, 0)
+            s.computed += count
+            s.ahead = -1
+            if self.runner.modules and s.finish_reason is None:
+                if made.ahead is None:
+                    self.runner.observe(s, states if count == states.shape[0] else states[:count])
+                else:  # the module has seen them
+                    s.draft_start, s.ahead = s.computed, max(made.ahead[number], 0)
+        if self.runner.modules and made.ahead is None:
             self._catch_up([one.sequence for one in work if one.sequence.finish_reason is None], speculates)
         for one in work:
             s = one.sequence

@@ -37,11 +37,13 @@ DRAFT_WEIGHTS = "int8"
 @dataclass(slots=True)
 class Forward:
     """What a step's work gave: states [s m] of each piece; logits of the last token and the drafts of every piece that reaches its sequence's
-    end, in their order, and the tokens drawn from them, where the same call made them (else None, to be made from the states)."""
+    end, in their order, and the tokens drawn from them, where the same call made them (else None, to be made from the states).
+    `ahead`: for each piece the draft behind the tokens that it keeps, where the same call ran the MTP module too, and gave no states."""
 
     hidden: list[Tensor]
     logits: Tensor | None = None
     tokens: list[int] | None = None
+    ahead: list[int] | None = None
 
 
 class Runner:
@@ -58,6 +60,7 @@ class Runner:
     ) -> None:  # fmt: skip
         self.model, self.storage, self._vocab_limit = model, storage, vocab_limit
         self.modules = min(num_drafts, model.config.num_nextn_predict_layers)
+        self._one_draft = num_drafts == 1
         self._device = model.head_weight.device
         self._step: decode.DecodeStep | eager.EagerStep | gpu.GpuStep | None = None
         self._compiled: decode.DecodeStep | None = None
@@ -113,11 +116,18 @@ class Runner:
             return self._step.logits(hidden)
         return self.model.logits(hidden)
 
-    def forward(self, work: list[Work]) -> Forward:
-        """`trunk`, and where the compiled step runs it all in one call, the logits, and the tokens if every draw is by temperature alone."""
+    def forward(self, work: list[Work], ahead: bool = False) -> Forward:
+        """`trunk`, and where the compiled step runs it all in one call, the logits, and the tokens if every draw is by temperature alone.
+
+        With `ahead`, and where it can, the next step's drafts too; then no states come back.
+        """
         step = self._compiled
         if step is None or sum(one.end + len(one.drafts) - one.sequence.computed for one in work) > FLAT_ROWS:
             return Forward(self.trunk(work))
+        if ahead and self._one_draft:
+            advanced = self._advance(step, work)
+            if advanced is not None:
+                return advanced
         rows, draws, plain, counts = Rows.none(), Draws.none(self._drawable), True, []
         for one in work:
             s, first = one.sequence, len(rows.ids)
@@ -131,13 +141,50 @@ class Runner:
                     self._add_draws(draws, s, one.end, 1 + len(one.drafts))
         if not plain:
             draws.keys = None
-        kept = self.storage.routes
-        routes = None if kept is None or not kept.shape[2] else torch.empty(kept.shape[2], len(rows.ids), kept.shape[3], dtype=torch.int64)
+        routes = self._routes(len(rows.ids))
         made = step.forward(rows, self.storage.values, draws if len(draws.rows) else None, routes=routes)
         if routes is not None:
-            tables = self._tables([one.sequence for one in work], counts)
-            self.storage.keep(tables, self._tensor(rows.positions.tolist()).unsqueeze(1), routes.transpose(0, 1).unsqueeze(1))
+            self._keep(routes, work, counts, rows.positions.tolist())
         return Forward([made.states] if len(work) == 1 else list(made.states.split(counts)), made.logits, made.tokens)
+
+    def _advance(self, step: decode.DecodeStep, work: list[Work]) -> Forward | None:
+        """`forward` and the next drafts; None where a piece is no decoding sequence drawn by temperature alone, the module lies behind, or
+        nobody has room for another draft."""
+        lines: list[int] = []
+        tables: list[int] = []
+        temperatures, longest, room = [], 0, False
+        for one in work:
+            s, drafts = one.sequence, one.drafts
+            at, ahead = s.computed, one.end + len(drafts)
+            if not s.plain or s.draft_start != at or s.draft_rows or one.end != at + 1 or one.end != len(s.tokens):
+                return None
+            lines += (at, ahead - at, len(tables), s.tokens[at], drafts[0] if drafts else 0)
+            if s.params.greedy:
+                lines += (0, 0, 0)
+                temperatures.append(0.0)
+            else:
+                lines += [key(s.params.seed, s.choice, place, "sample") for place in range(one.end, one.end + 3)]
+                temperatures.append(s.params.temperature)
+            tables += s.blocks
+            longest, room = max(longest, ahead), room or one.end + 2 < s.max_length
+        if not room:
+            return None
+        routes = self._routes(sum(lines[1::8]))
+        results, logits = step.advance(lines, tables, temperatures, longest, self._drawable, self.storage.values, routes)
+        if routes is not None:
+            counts = lines[1::8]
+            places = [place for at, count in zip(lines[::8], counts, strict=True) for place in range(at, at + count)]
+            self._keep(routes, work, counts, places)
+        return Forward([], logits, results[: len(logits)], results[-len(work) :])
+
+    def _routes(self, rows: int) -> Tensor | None:
+        """Room for the experts of so many rows, where they are recorded."""
+        kept = self.storage.routes
+        return None if kept is None or not kept.shape[2] else torch.empty(kept.shape[2], rows, kept.shape[3], dtype=torch.int64)
+
+    def _keep(self, routes: Tensor, work: list[Work], counts: list[int], places: list[int]) -> None:
+        tables = self._tables([one.sequence for one in work], counts)
+        self.storage.keep(tables, self._tensor(places).unsqueeze(1), routes.transpose(0, 1).unsqueeze(1))
 
     @staticmethod
     def _add_draws(draws: Draws, s: Sequence, place: int, count: int) -> None:
@@ -234,8 +281,10 @@ class Runner:
         self._draft([s for s, width in ready if width > 0], [width for _, width in ready if width > 0], 0)
 
     def propose(self, sequences: list[Sequence], num_drafts: int) -> list[list[int]]:
-        """Guesses for the tokens after each sequence's last."""
-        return self._draft(sequences, [_seen(s) - s.draft_start for s in sequences], num_drafts)
+        """Guesses for the tokens after each sequence's last, made now where the last step did not make them."""
+        late = [s for s in sequences if s.ahead < 0]
+        drafts = iter(self._draft(late, [s.draft_rows for s in late], num_drafts))
+        return [[s.ahead] if s.ahead >= 0 else next(drafts) for s in sequences]
 
     def _draft(self, sequences: list[Sequence], widths: list[int], num_drafts: int) -> list[list[int]]:
         """The modules over the next `widths` positions of each sequence."""

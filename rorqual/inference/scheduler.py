@@ -27,7 +27,7 @@ class Sequence:
     """One choice of one request. `computed` leading tokens have their entries in the cache, MTP's up to `draft_start`.
 
     `draft_hidden` are the trunk's states of `draft_rows` positions from `draft_start` on, in pieces; `leader` is the choice whose prompt blocks this one will share; `plain`:
-    its tokens are drawn by temperature alone.
+    its tokens are drawn by temperature alone. `ahead` is the draft for the place after `tokens`, where the last step made one, else -1.
     """
 
     request_id: str
@@ -48,6 +48,7 @@ class Sequence:
     draft_start: int = 0
     draft_hidden: list[Tensor] = field(default_factory=list)
     draft_rows: int = 0
+    ahead: int = -1
     prompt_logprobs: list[Any] | None = None
     finish_reason: str | None = None
     plain: bool = False
@@ -183,3 +184,4 @@ class Scheduler:
         self.pool.release(sequence.blocks)
         sequence.blocks, sequence.hashes, sequence.draft_hidden = [], [], []
         sequence.computed = sequence.draft_start = sequence.draft_rows = 0
+        sequence.ahead = -1

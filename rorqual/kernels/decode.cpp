@@ -21,6 +21,7 @@ extern "C" long rq_draw_row(const float* logits, long width, int64_t key, double
 namespace {
 
 constexpr int LANES = 16;
+constexpr long FEW = 4;  // rows up to which every thread norms and routes for itself, and rows of one sequence attend together
 typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));
 
 inline lanes load(const float* p) {
@@ -163,13 +164,21 @@ __attribute__((noinline)) void sigmoid(float* x, long count) {
 
 // softmax of scale * x
 __attribute__((noinline)) void softmax(float* x, long count, float scale) {
+    lanes tops = lanes{} - INFINITY;
+    long i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        const lanes here = load(x + i) * scale;
+        tops = here > tops ? here : tops;
+        std::memcpy(x + i, &here, sizeof here);
+    }
     float most = -INFINITY;
-    for (long i = 0; i < count; i++) {
+    for (int j = 0; j < LANES; j++) most = tops[j] > most ? tops[j] : most;
+    for (; i < count; i++) {
         x[i] *= scale;
         most = x[i] > most ? x[i] : most;
     }
     lanes sums = lanes{};
-    long i = 0;
+    i = 0;
     for (; i + LANES <= count; i += LANES) {
         const lanes e = exp_lanes(load(x + i) - most);
         sums += e;
@@ -191,11 +200,13 @@ inline void turn(float* x, const float* cos, const float* sin, long pairs) {
     }
 }
 
-constexpr long HEADS = 4;  // of a row, which read its cached entries together
+constexpr long HEADS = FEW;  // of all rows of a job, which read a sequence's cached entries together
 
-// y[h][k] = sum over cached entries t of a[h][t] entry_t[k], in the order of t, for H heads that read each entry together
+// y[h][k] = sum over cached entries t of a[h][t] entry_t[k], in the order of t, for H heads that read each entry together; head h has counts[h]
 template <int H>
-__attribute__((noinline)) void mix_entries(const float* const* a, long count, const int64_t* table, long block_size, const float* cache, long entry, long width, float* const* y) {
+__attribute__((noinline)) void mix_entries(const float* const* a, const long* counts, const int64_t* table, long block_size, const float* cache, long entry, long width, float* const* y) {
+    long count = counts[0];
+    for (int h = 1; h < H; h++) count = counts[h] < count ? counts[h] : count;
     long k = 0;
     for (; k + 2 * LANES <= width; k += 2 * LANES) {
         lanes sum[H][2];
@@ -208,12 +219,18 @@ __attribute__((noinline)) void mix_entries(const float* const* a, long count, co
                 for (int h = 0; h < H; h++) sum[h][0] += a[h][t + j] * first, sum[h][1] += a[h][t + j] * second;
             }
         }
-        for (int h = 0; h < H; h++) std::memcpy(y[h] + k, sum[h], sizeof sum[h]);
+        for (int h = 0; h < H; h++) {
+            for (long t = count; t < counts[h]; t++) {
+                const float* e = cache + (table[t / block_size] * block_size + t % block_size) * entry + k;
+                sum[h][0] += a[h][t] * load(e), sum[h][1] += a[h][t] * load(e + LANES);
+            }
+            std::memcpy(y[h] + k, sum[h], sizeof sum[h]);
+        }
     }
     for (; k < width; k++)
         for (int h = 0; h < H; h++) {
             float sum = 0.0f;
-            for (long t = 0; t < count; t++)
+            for (long t = 0; t < counts[h]; t++)
                 sum = __builtin_fmaf(a[h][t], cache[(table[t / block_size] * block_size + t % block_size) * entry + k], sum);
             y[h][k] = sum;
         }
@@ -259,9 +276,20 @@ struct Call {
     long n, wanted, drawn, longest, first, last, ends, width;
     const int64_t *ids, *positions, *starts, *tables, *select, *rows, *keys;
     const double* temperatures;
-    const float* hidden;  // [n, m], for a module
+    const float* hidden;     // [n, m], for a module
+    const int64_t* sources;  // which of them is row i's; null: row i
     float *out, *logits, *cache, *scratch;
     int64_t *tokens, *routes;  // routes: the chosen experts [MoE blocks, n, chosen]; null where they are not wanted
+};
+
+// A call of rq_advance: `sequences` of together `rows` rows, and of each the numbers of a Line; the tables behind them.
+struct Plan {
+    int64_t sequences, rows, longest, width, layers, module;
+};
+
+// A decoding sequence: its newest token at `position`, a draft behind it where rows is 2, where its table begins, and keys of its next draws.
+struct Line {
+    int64_t position, rows, table, token, draft, keys[3];
 };
 
 }  // extern "C"
@@ -285,8 +313,6 @@ inline Team team() {
 inline void wait() {
 #pragma omp barrier
 }
-
-constexpr long FEW = 4;  // rows up to which every thread norms and routes for itself
 
 struct Scratch {  // one for all threads, then what each has for itself
     float *x, *merged, *u, *cq, *q, *ckv, *latent, *mixed, *heads, *scores, *hidden, *up, *rows, *logits, *weights, *ffn, *ffn_up, *shared;
@@ -388,34 +414,38 @@ void attention(const Model& model, const Weights& w, const Call& a, Team t, Scra
         }
     }
     wait();
-    long parts = (s.h + HEADS - 1) / HEADS;
-    while (parts < s.h && q * parts % t.all) parts++;
-    for (long job = t.from(q * parts); job < t.to(q * parts); job++) {
-        const long row = job / parts, from = job % parts * s.h / parts, heads = (job % parts + 1) * s.h / parts - from;
-        const long count = a.positions[x.row(row)] + 1;
-        const int64_t* table = a.tables + a.starts[x.row(row)];
+    bool one = q <= FEW;  // few rows of one sequence go together
+    for (long i = 1; i < q && one; i++) one = a.starts[x.row(i)] == a.starts[x.row(0)];
+    const long rows = one ? q : 1, most = HEADS / rows;
+    long parts = (s.h + most - 1) / most;
+    while (parts < s.h && q / rows * parts % t.all) parts++;
+    for (long job = t.from(q / rows * parts); job < t.to(q / rows * parts); job++) {
+        const long first = job / parts * rows, from = job % parts * s.h / parts, heads = (job % parts + 1) * s.h / parts - from, all = rows * heads;
+        const int64_t* table = a.tables + a.starts[x.row(first)];
         const float *lat[HEADS], *share[HEADS];
         float *score[HEADS], *z[HEADS];
-        for (long i = 0; i < heads; i++) {
-            const long place = row * s.h + from + i;
+        long counts[HEADS], longest = 0;
+        for (long i = 0; i < all; i++) {
+            const long row = first + i / heads, place = row * s.h + from + i % heads;
             lat[i] = b.latent + place * entry, z[i] = b.mixed + place * s.c, share[i] = score[i] = b.scores + place * a.longest;
+            counts[i] = a.positions[x.row(row)] + 1, longest = counts[i] > longest ? counts[i] : longest;
         }
-        for (long at = 0; at < count; at += s.block_size) {
+        for (long at = 0; at < longest; at += s.block_size) {  // a row's scores past its own position are not used
             float* here[HEADS];
-            for (long i = 0; i < heads; i++) here[i] = score[i] + at;
-            some_outputs(lat, heads, cache + table[at / s.block_size] * s.block_size * entry, entry, here, 0, count - at < s.block_size ? count - at : s.block_size);
+            for (long i = 0; i < all; i++) here[i] = score[i] + at;
+            some_outputs(lat, all, cache + table[at / s.block_size] * s.block_size * entry, entry, here, 0, longest - at < s.block_size ? longest - at : s.block_size);
         }
-        for (long i = 0; i < heads; i++) softmax(score[i], count, s.scale);
-        switch (heads) {
-            case 1: mix_entries<1>(share, count, table, s.block_size, cache, entry, s.c, z); break;
-            case 2: mix_entries<2>(share, count, table, s.block_size, cache, entry, s.c, z); break;
-            case 3: mix_entries<3>(share, count, table, s.block_size, cache, entry, s.c, z); break;
-            default: mix_entries<HEADS>(share, count, table, s.block_size, cache, entry, s.c, z);
+        for (long i = 0; i < all; i++) softmax(score[i], counts[i], s.scale);
+        switch (all) {
+            case 1: mix_entries<1>(share, counts, table, s.block_size, cache, entry, s.c, z); break;
+            case 2: mix_entries<2>(share, counts, table, s.block_size, cache, entry, s.c, z); break;
+            case 3: mix_entries<3>(share, counts, table, s.block_size, cache, entry, s.c, z); break;
+            default: mix_entries<HEADS>(share, counts, table, s.block_size, cache, entry, s.c, z);
         }
         if (q <= FEW)
             for (long h = from; h < from + heads; h++)
-                multiply(part(w.w_uv, h, s.v, s.c), s.c, s.v, 1, [&](long) { return b.mixed + (row * s.h + h) * s.c; },
-                    [&](long) { return b.heads + (row * s.h + h) * s.v; }, 0, units(s.v));
+                multiply(part(w.w_uv, h, s.v, s.c), s.c, s.v, rows, [&](long i) { return b.mixed + ((first + i) * s.h + h) * s.c; },
+                    [&](long i) { return b.heads + ((first + i) * s.h + h) * s.v; }, 0, units(s.v));
     }
     wait();
     if (q > FEW) {
@@ -603,7 +633,7 @@ void step(const Model& model, const Call& a, Team t, Scratch& b) {
         float* merged = b.merged + 2 * i * m;
         embedding(model, a.ids[i], merged);
         rms_norm(merged, ends.enorm, merged, m, s.eps);
-        rms_norm(a.hidden + i * m, ends.hnorm, merged + m, m, s.eps);
+        rms_norm(a.hidden + (a.sources ? a.sources[i] : i) * m, ends.hnorm, merged + m, m, s.eps);
     }
     wait();
     if (a.ends) {
@@ -633,6 +663,71 @@ void step(const Model& model, const Call& a, Team t, Scratch& b) {
     for (long i = t.from(a.drawn); i < t.to(a.drawn); i++) a.tokens[i] = rq_draw_row(a.logits + i * s.vocab, a.width, a.keys[i], a.temperatures[i]);
 }
 
+struct Advance {  // the trunk's call, then the module's
+    const Plan* plan;
+    const Line* lines;
+    Call calls[2];
+    int64_t *ids[2], *positions[2], *starts[2], *keys[2], *sources, *select, *kept;
+    double* temperatures;
+};
+
+// The calls at the most rows, in memory from `start` on; the floats taken. Results: tokens of all rows, tokens kept of each sequence, drafts.
+long prepare(const Model& model, const int64_t* numbers, float* cache, float* logits, int64_t* routes, int64_t* results, float* start, Advance& made) {
+    long at = 0;
+    auto take = [&](long count) {
+        float* p = start ? start + at : nullptr;
+        at += (count + 15) / 16 * 16;
+        return p;
+    };
+    auto take_whole = [&](long count) { return reinterpret_cast<int64_t*>(take(2 * count)); };
+    const Plan& plan = *(made.plan = reinterpret_cast<const Plan*>(numbers));
+    made.lines = reinterpret_cast<const Line*>(numbers + sizeof(Plan) / 8);
+    const long n = plan.rows, q = plan.sequences;
+    made.temperatures = reinterpret_cast<double*>(take(2 * n)), made.sources = take_whole(n), made.select = take_whole(q), made.kept = results + n;
+    for (int i = 0; i < 2; i++) {
+        Call& call = made.calls[i] = Call{};
+        call.ids = made.ids[i] = take_whole(n), call.positions = made.positions[i] = take_whole(n), call.starts = made.starts[i] = take_whole(n);
+        call.keys = made.keys[i] = take_whole(n), call.temperatures = made.temperatures, call.out = take(n * model.s.m);
+        call.n = n, call.wanted = call.drawn = i ? q : n, call.longest = plan.longest, call.width = plan.width, call.cache = cache;
+        call.tables = reinterpret_cast<const int64_t*>(made.lines + q);
+        call.tokens = i ? results + n + q : results;
+    }
+    Call &trunk = made.calls[0], &module = made.calls[1];
+    trunk.last = plan.layers, trunk.logits = logits, trunk.routes = routes;
+    module.first = plan.layers + plan.module, module.last = module.first + 1, module.ends = 1 + plan.module;
+    module.hidden = trunk.out, module.sources = made.sources, module.select = made.select, module.logits = take(q * model.s.vocab);
+    trunk.scratch = module.scratch = start ? start + at : nullptr;
+    return at;
+}
+
+// The trunk's rows.
+void begin(const Advance& a, const double* temperatures) {
+    long n = 0;
+    for (long i = 0; i < a.plan->sequences; i++)
+        for (long j = 0; j < a.lines[i].rows; j++, n++) {
+            const Line& line = a.lines[i];
+            a.ids[0][n] = j ? line.draft : line.token, a.positions[0][n] = line.position + j, a.starts[0][n] = line.table;
+            a.keys[0][n] = line.keys[j], a.temperatures[n] = temperatures[i];
+        }
+}
+
+// The module's: those whose tokens are kept, up to the first that differs from the draft beside it.
+void follow(Advance& a, const double* temperatures) {
+    long row = 0, n = 0;
+    for (long i = 0; i < a.plan->sequences; i++) {
+        const Line& line = a.lines[i];
+        const int64_t* tokens = a.calls[0].tokens + row;
+        const long kept = line.rows > 1 && tokens[0] == line.draft ? 2 : 1;
+        for (long j = 0; j < kept; j++, n++) {
+            a.ids[1][n] = tokens[j] < 0 ? 0 : tokens[j];  // -1: its logits hold NaN
+            a.positions[1][n] = line.position + j, a.starts[1][n] = line.table, a.sources[n] = row + j;
+        }
+        a.kept[i] = kept, a.select[i] = n - 1, a.keys[1][i] = line.keys[kept], a.temperatures[i] = temperatures[i];
+        row += line.rows;
+    }
+    a.calls[1].n = n;
+}
+
 }  // namespace
 
 extern "C" {
@@ -648,15 +743,18 @@ void rq_linear(const float* x, const Matrix* w, float* y, long n, long k, long o
     }
 }
 
+inline long most_threads() {
+#if defined(_OPENMP)
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
 // One step in `room` floats of scratch. 0, or the floats that it needs where there is less room; nothing is done then.
 long rq_step(const Model* model, const Call* call, long room) {
-#if defined(_OPENMP)
-    const long threads = omp_get_max_threads();
-#else
-    const long threads = 1;
-#endif
     Scratch all;
-    const long need = carve(*model, *call, {0, threads}, nullptr, all);
+    const long need = carve(*model, *call, {0, most_threads()}, nullptr, all);
     if (need > room) return need;
 #pragma omp parallel
     {
@@ -664,6 +762,34 @@ long rq_step(const Model* model, const Call* call, long room) {
         const Team t = team();
         carve(*model, *call, t, call->scratch, b);
         step(*model, *call, t, b);
+    }
+    return 0;
+}
+
+// A step of decoding sequences and the drafts for their next one, in the same way: the trunk on every row, each with a draw, then MTP module
+// `module` on the rows whose tokens are kept, with a draw behind the last of each sequence.
+long rq_advance(const Model* model, const int64_t* plan, const double* temperatures, float* cache, float* logits, int64_t* routes, int64_t* results,
+    float* scratch, long room) {
+    Scratch all;
+    Advance a;
+    const Team most = {0, most_threads()};
+    const long before = prepare(*model, plan, cache, logits, routes, results, nullptr, a);
+    const long one = carve(*model, a.calls[0], most, nullptr, all), other = carve(*model, a.calls[1], most, nullptr, all);
+    const long need = before + (one > other ? one : other);
+    if (need > room) return need;
+    prepare(*model, plan, cache, logits, routes, results, scratch, a);
+    begin(a, temperatures);
+#pragma omp parallel
+    {
+        Scratch b;
+        const Team t = team();
+        carve(*model, a.calls[0], t, a.calls[0].scratch, b);
+        step(*model, a.calls[0], t, b);
+        wait();
+        if (t.me == 0) follow(a, temperatures);
+        wait();
+        carve(*model, a.calls[1], t, a.calls[1].scratch, b);
+        step(*model, a.calls[1], t, b);
     }
     return 0;
 }

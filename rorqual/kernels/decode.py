@@ -26,7 +26,7 @@ from torch import Tensor
 from rorqual.config import ModelConfig
 from rorqual.kernels import native
 from rorqual.kernels.memory import available_bytes
-from rorqual.kernels.panels import Panels, most_rounded
+from rorqual.kernels.panels import Panels, most_rounded, side_by_side
 
 _LONGS = ("m", "h", "d", "r", "c", "v", "q_rank", "experts", "chosen", "groups", "kept_groups", "width", "shared", "dense", "vocab", "block_size", "num_blocks",
           "softmax", "normalise", "bias_sum")  # fmt: skip
@@ -66,7 +66,7 @@ class _Model(ctypes.Structure):
 
 
 _COUNTS = ("n", "wanted", "drawn", "longest", "first", "last", "ends", "width")
-_PLACES = ("ids", "positions", "starts", "tables", "select", "rows", "keys", "temperatures", "hidden", "out", "logits", "cache", "scratch", "tokens", "routes")  # fmt: skip
+_PLACES = ("ids", "positions", "starts", "tables", "select", "rows", "keys", "temperatures", "hidden", "sources", "out", "logits", "cache", "scratch", "tokens", "routes")  # fmt: skip
 
 
 class _Call(ctypes.Structure):
@@ -190,6 +190,7 @@ class DecodeStep:
         self._draft_head = self._panels[self._head]
         if self._drafting and drafts != weights:
             self._draft_head = Panels(stored[self._head], drafts, rounded=config.hidden_size <= most)
+        side_by_side(dict.fromkeys([*self._panels.values(), self._draft_head]))
         for name, value in tensors.items():  # what is read element by element is FP32
             if value.dim() == 1 and value.dtype != torch.float32:
                 self._tensors[name] = value.float()
@@ -219,6 +220,8 @@ class DecodeStep:
         assert library is not None
         self._run = library.rq_step
         self._run.argtypes, self._run.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long], ctypes.c_long
+        self._advance, self._cache = library.rq_advance, (torch.empty(0), 0)
+        self._advance.argtypes, self._advance.restype = [*[ctypes.c_void_p] * 8, ctypes.c_long], ctypes.c_long
         self._places = ctypes.addressof(self._model), ctypes.addressof(self._call)
 
     def _end(self, norm: str, prefix: str | None) -> _Ends:
@@ -334,6 +337,34 @@ class DecodeStep:
             call.scratch = self._scratch.data_ptr()
             self._run(*self._places, self._scratch.numel())
         return Made(states, logits, None if tokens is None else tokens.tolist())
+
+    def advance(
+        self, lines: list[int], tables: list[int], temperatures: list[float], longest: int, width: int, storage: Float[Tensor, "l k s c"],
+        routes: Int[Tensor, "e n j"] | None = None, module: int = 0,
+    ) -> tuple[list[int], Tensor]:  # fmt: skip
+        """A step of decoding sequences and the drafts for their next one, in one call: (results, logits [n v] until the next call).
+
+        lines: of each sequence eight numbers: the position of its newest token, its rows (1, or 2 with a draft), where its blocks begin in
+        `tables`, the token, the draft (or anything), and the keys of the draws at the next three places. The trunk runs on all n rows; its
+        tokens are kept up to the first that differs from the draft beside it; the MTP module runs on the rows of the kept ones.
+        Results: tokens of all rows, then how many each sequence keeps, then every sequence's draft. longest: the largest position and one.
+        """
+        count, rows = len(temperatures), sum(lines[1::8])
+        plan = array("q", [count, rows, longest, width, self.config.num_hidden_layers, module, *lines, *tables])
+        results, warmth = array("q", bytes(8 * (rows + 2 * count))), array("d", temperatures)
+        if self._logits.shape[0] != rows:
+            self._logits = torch.empty(rows, self.config.vocab_size)
+        if self._cache[0] is not storage:
+            self._cache = storage, storage.data_ptr()
+        sizes = self._model.sizes
+        sizes.num_blocks, sizes.block_size = storage.shape[1], storage.shape[2]
+        places = (self._places[0], _place(plan), _place(warmth), self._cache[1], self._logits.data_ptr(),
+                  None if routes is None else routes.data_ptr(), _place(results))  # fmt: skip
+        need = self._advance(*places, self._scratch.data_ptr(), self._scratch.numel())
+        if need:
+            self._scratch = torch.empty(2 ** math.ceil(math.log2(need)))
+            self._advance(*places, self._scratch.data_ptr(), self._scratch.numel())
+        return results.tolist(), self._logits
 
 
 def _place(values: array[int] | array[float]) -> int:

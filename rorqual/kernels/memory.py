@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import mmap
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
@@ -19,6 +21,21 @@ def available_bytes() -> int | None:
     except OSError:
         pass
     return None
+
+
+LARGE_PAGE = 2 * 2**20
+
+
+def in_large_pages(count: int) -> tuple[mmap.mmap, int]:
+    """(memory, where in it `count` bytes of zeros begin): pages of 2 MiB where the system gives them, aligned to them.
+
+    A model's weights are read from end to end for every token; in pages of 4 KiB the walks through the page tables cost a quarter of that.
+    """
+    pages = mmap.mmap(-1, -(-count // LARGE_PAGE) * LARGE_PAGE + LARGE_PAGE)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return pages, -ctypes.addressof(ctypes.c_char.from_buffer(pages)) % LARGE_PAGE
 
 
 @functools.cache

@@ -6,12 +6,16 @@ over 127. Shape letters: e experts, i inputs, o outputs, p panels of 16 outputs.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from rorqual.errors import ConfigError
 from rorqual.kernels import native
+from rorqual.kernels.memory import in_large_pages
 
 PANEL = 16
 KINDS = {"fp32": 1, "bf16": 2, "fp16": 3, "int8": 4}
@@ -79,6 +83,16 @@ class Panels:
         """Root of the sum of squared differences from `weight` over that of its squares."""
         wide = weight.detach().float().reshape(self._shape)
         return float((self.dense() - wide).square().sum().sqrt() / wide.square().sum().sqrt().clamp_min(1e-30))
+
+
+def side_by_side(panels: Iterable[Panels]) -> None:
+    """Moves their values into one piece of memory in large pages, in this order."""
+    every, line = list(panels), 64
+    places = list(itertools.accumulate((-(-one.values.nbytes // line) * line for one in every), initial=0))
+    pages, start = in_large_pages(max(places[-1], 1))
+    for one, place in zip(every, places, strict=False):
+        values = torch.frombuffer(pages, dtype=one.values.dtype, count=one.values.numel(), offset=start + place).view(one.values.shape)
+        one.values = values.copy_(one.values)
 
 
 def most_rounded() -> int:

@@ -47,23 +47,40 @@ inline uint64_t bits_of(uint64_t key, uint64_t i) {
 
 inline double gumbel(uint64_t bits) { return -std::log(-std::log((static_cast<double>(bits) + 0.5) * 0x1p-53)); }
 
-// The first place of the largest value, -1 where there is a NaN. Two passes that vectorise: the largest of each lane, then where it lies.
+#if defined(__AVX512F__)
+#define BYTES 64
+#else
+#define BYTES 16
+#endif
+typedef float vector __attribute__((vector_size(BYTES), aligned(4)));  // no wider than the machine's, or comparisons go one by one
+typedef int32_t marks __attribute__((vector_size(BYTES)));
+
+// The first place of the largest value, -1 where there is a NaN. Two passes: the largest of places side by side, then where it lies.
 long argmax(const float* x, long v) {
-  float most[LANES];
-  int found[LANES];
-  for (int j = 0; j < LANES; ++j) most[j] = -INFINITY, found[j] = 0;
+  constexpr int SIDE = 4, WIDTH = BYTES / 4, BLOCK = 64;
+  vector most[SIDE];
+  marks found[SIDE] = {};
+  for (auto& lanes : most) lanes = vector{} - INFINITY;
   long i = 0;
-  for (; i + LANES <= v; i += LANES)
-    for (int j = 0; j < LANES; ++j) most[j] = x[i + j] > most[j] ? x[i + j] : most[j], found[j] |= x[i + j] != x[i + j];
-  for (; i < v; ++i) most[0] = x[i] > most[0] ? x[i] : most[0], found[0] |= x[i] != x[i];
-  for (int j = 1; j < LANES; ++j) most[0] = most[j] > most[0] ? most[j] : most[0], found[0] |= found[j];
-  if (found[0]) return -1;
-  for (i = 0; i + 4 * LANES <= v; i += 4 * LANES) {
+  for (; i + SIDE * WIDTH <= v; i += SIDE * WIDTH)
+    for (int j = 0; j < SIDE; ++j) {
+      vector here;
+      std::memcpy(&here, x + i + j * WIDTH, sizeof here);
+      most[j] = here > most[j] ? here : most[j];
+      found[j] |= here != here;
+    }
+  float largest = -INFINITY;
+  int nan = 0;
+  for (int j = 0; j < SIDE; ++j)
+    for (int k = 0; k < WIDTH; ++k) largest = most[j][k] > largest ? most[j][k] : largest, nan |= found[j][k];
+  for (; i < v; ++i) largest = x[i] > largest ? x[i] : largest, nan |= x[i] != x[i];
+  if (nan) return -1;
+  for (i = 0; i + BLOCK <= v; i += BLOCK) {
     int here = 0;
-    for (int j = 0; j < 4 * LANES; ++j) here |= x[i + j] == most[0];
+    for (int j = 0; j < BLOCK; ++j) here |= x[i + j] == largest;
     if (here) break;
   }
-  while (i < v && x[i] != most[0]) ++i;
+  while (i < v && x[i] != largest) ++i;
   return i < v ? i : 0;
 }
 

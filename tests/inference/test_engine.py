@@ -12,6 +12,7 @@ from rorqual.errors import ConfigError, DataError
 from rorqual.inference.engine import Engine
 from rorqual.inference.sampler import SamplingParams
 from rorqual.inference.scheduler import QueueFullError
+from rorqual.kernels import native
 from tests.inference.models import GREEDY, agreeing, build, prompt
 from tests.reference.loop import generate
 
@@ -53,6 +54,23 @@ def test_batches_and_drafts(depth, drafts, sampled):
     assert engine.stats.generation_tokens == 160
     if drafts not in (0, "auto"):
         assert 0 < engine.stats.accepted <= engine.stats.drafts
+
+
+@pytest.mark.skipif(native.library().library is None, reason="no compiled kernels")
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_step_makes_the_next_drafts_too(temperature, monkeypatch):
+    """Where tokens are drawn by temperature alone; also on and off half way, under preemption and with log-probabilities."""
+    params = SamplingParams(max_tokens=20, temperature=temperature, seed=3, ignore_eos=True)
+    wanted = [c.token_ids for c in generate(_model(), PROMPTS, params).completions]
+    engine = Engine(_model(), speculative=1, num_blocks=80, poison=True)
+    late, draft = [], engine.runner._draft
+    monkeypatch.setattr(engine.runner, "_draft", lambda group, *rest: late.extend(s for s in group if rest[1]) or draft(group, *rest))
+    assert run(engine, PROMPTS, [dataclasses.replace(params, logprobs=0 if n % 2 else None) for n in range(8)]) == wanted
+    assert 0 < engine.stats.accepted < engine.stats.drafts and len(late) < engine.stats.drafts / 3
+    for blocks in (80, 12):
+        engine, turns = Engine(_model(), speculative=1, num_blocks=blocks, poison=True), iter(range(1000))
+        monkeypatch.setattr(engine, "_speculates_now", lambda turns=turns: next(turns) % 5 < 3)
+        assert run(engine, PROMPTS, params) == wanted
 
 
 @pytest.mark.parametrize("budget", [1, 2, 7, 16, 50, 512])

@@ -119,6 +119,55 @@ def test_tokens_are_drawn_in_the_same_call() -> None:
     assert step.forward(Rows.of(ids, places, tables), storage_of(model.config), draws).tokens == [-1, -1]
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@torch.no_grad()
+def test_a_step_and_the_next_drafts_in_one_call(threads: int) -> None:
+    """Bit for bit what two calls give: a right draft, a wrong one, none, at temperatures; entries of rows that are not kept are not written."""
+    model = build(t0())
+    config, rope, before = model.config, model.rope, torch.get_num_threads()
+    step = DecodeStep(config, dict(model.state_dict()), rope.inv_freq, rope.amplitude, rope.softmax_scale, drafts="int8")
+    tables, first = torch.tensor([[5, 1, 8], [3, 11, 0], [2, 4, 6]]), torch.tensor([6, 3, 9])
+    want, prompt = storage_of(config), torch.arange(40, 52)
+    torch.set_num_threads(threads)
+    try:
+        for table, count in zip(tables, first.tolist(), strict=True):
+            hidden = step.trunk(prompt[:count], torch.arange(count), table.expand(count, 3), want)
+            step.mtp(0, hidden, prompt[1 : count + 1], torch.arange(count), table.expand(count, 3), want)
+        got, temperatures = want.clone(), [0.0, 0.7, 1.5]
+        keys = [[0, 0, 0], [21, 22, 23], [31, 32, 33]]
+
+        def alone(sequence: int, ids: list[int]) -> decode.Made:
+            count = len(ids)
+            rows = Rows.of(torch.tensor(ids), first[sequence] + torch.arange(count), tables[sequence].expand(count, 3))
+            return step.forward(
+                rows,
+                want,
+                Draws(whole(range(count)), whole(keys[sequence][:count]), array("d", temperatures[sequence : sequence + 1] * count), 200),
+            )
+
+        right = alone(0, [7]).tokens
+        assert right is not None
+        pieces = [[7, right[0]], [8, 199], [9]]
+        made = [alone(sequence, ids) for sequence, ids in enumerate(pieces)]
+        drafts, kept = [], [2, 1, 1]
+        for sequence, (one, count) in enumerate(zip(made, kept, strict=True)):
+            assert one.tokens is not None and (one.tokens[0] == pieces[sequence][-1]) == (count == 2)
+            rows = Rows.of(torch.tensor(one.tokens[:count]), first[sequence] + torch.arange(count), tables[sequence].expand(count, 3))
+            draw = Draws(whole([count - 1]), whole([keys[sequence][count]]), array("d", temperatures[sequence : sequence + 1]), 200)
+            drafts += step.forward(rows, want, draw, module=0, hidden=one.states[:count]).tokens or []
+        lines = [n for s, ids in enumerate(pieces) for n in (int(first[s]), len(ids), 3 * s, ids[0], ids[-1], *keys[s])]
+        results, logits = step.advance(lines, tables.flatten().tolist(), temperatures, 10, 200, got)
+        assert results == [token for one in made for token in one.tokens or []] + kept + drafts
+        assert torch.equal(got.nan_to_num(), want.nan_to_num())
+        alone(2, [9])
+        assert torch.equal(logits[4], step.logits(made[2].states)[0])
+        model.lm_head.weight[3, 3] = float("nan")
+        step.refresh()
+        assert step.advance(lines, tables.flatten().tolist(), temperatures, 10, 200, got)[0][:5] == [-1] * 5
+    finally:
+        torch.set_num_threads(before)
+
+
 @torch.no_grad()
 def test_rows_whose_states_are_not_wanted_leave_their_entries() -> None:
     """And the others' states are the same to the bit; INT8 drafts come near and leave the trunk as it is."""

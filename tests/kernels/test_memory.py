@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from rorqual.kernels import memory
 
@@ -17,6 +18,16 @@ def test_the_available_part_is_read_in_bytes(tmp_path: Path, monkeypatch: pytest
     assert memory.available_bytes() == 2_048_000
     monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "none")
     assert memory.available_bytes() is None
+
+
+def test_memory_in_large_pages_is_aligned_and_zero() -> None:
+    for count in (1, 3 << 20):
+        pages, start = memory.in_large_pages(count)
+        values = torch.frombuffer(pages, dtype=torch.uint8, count=count, offset=start)
+        assert values.data_ptr() % memory.LARGE_PAGE == 0 and not values.any()
+        values.fill_(7)
+        del pages
+        assert int(values[-1]) == 7
 
 
 FAULTS = """

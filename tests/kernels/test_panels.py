@@ -8,7 +8,7 @@ import torch
 from rorqual.errors import ConfigError
 from rorqual.kernels import native
 from rorqual.kernels.decode import _Matrix
-from rorqual.kernels.panels import KINDS, Panels, most_rounded
+from rorqual.kernels.panels import KINDS, Panels, most_rounded, side_by_side
 
 
 def _weight(*shape: int) -> torch.Tensor:
@@ -27,6 +27,17 @@ def test_layout_and_values():
     assert torch.equal(Panels(stacked, halves=True).dense(), stacked.view(6, 5, 7))
     panels.fill(weight + 1)
     assert torch.equal(panels.dense()[0], weight + 1)
+
+
+def test_side_by_side_they_hold_the_same():
+    made = [Panels(_weight(34, 3)), Panels(_weight(5, 7), "int8"), Panels(_weight(33, 3), "bf16")]
+    before = [panels.values.clone() for panels in made]
+    side_by_side(made)
+    assert all(torch.equal(panels.values, values) for panels, values in zip(made, before, strict=True))
+    assert [made[n].values.data_ptr() - made[0].values.data_ptr() for n in (1, 2)] == [576, 704]
+    made[2].fill(_weight(33, 3) * 2)
+    assert torch.equal(made[0].values, before[0]) and torch.equal(made[2].values, before[2] * 2)
+    side_by_side([])
 
 
 def test_types_and_their_errors():
