@@ -34,8 +34,8 @@ def stages_of(out: Path) -> PostStages:
     course = laptop()
     grpo = replace(course.grpo.grpo, steps=2, prompts=2, group=3, max_new_tokens=12, rewards={"length": 1.0}, max_penalty_length=11)
     course = replace(
-        course, sft=replace(course.sft, epochs=1, learning_rate=1e-3), grpo=replace(course.grpo, grpo=grpo), sft_samples=60, rl_problems=6,
-        heldout_problems=5,
+        course, sft=replace(course.sft, epochs=1, learning_rate=1e-3, render=replace(course.sft.render, max_tokens=256)),
+        grpo=replace(course.grpo, grpo=grpo), sft_samples=60, rl_problems=6, heldout_problems=5,
     )  # fmt: skip
     return PostStages(course.placed(out), out)
 
