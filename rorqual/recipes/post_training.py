@@ -71,7 +71,7 @@ def laptop() -> PostTraining:
                 optimizer=OptimizerConfig(beta2=0.99, weight_decay=0.0), checkpoint_every_steps=20,
             ),
         ),
-        kinds=("addition",), max_digits=2, working="places", short_percent=25, sft_samples=4000, rl_problems=1500, heldout_problems=500,
+        kinds=("addition",), max_digits=2, working="places", short_percent=25, sft_samples=3600, rl_problems=1500, heldout_problems=500,
     )  # fmt: skip
 
 
