@@ -1,28 +1,26 @@
-"""Log-probabilities of given tokens, on the engine's runner and paged cache: what requests share is computed once.
+"""Log-probabilities of given tokens: what requests share is computed once.
 
-Three kinds of sharing. Requests whose tokens up to the scored ones are equal (the choices of one item) run these once and then only
-their own tails, each over the context's blocks, with a copy of the last, unfilled one. Requests that begin alike (few-shot examples) run
-the common blocks once, also over several calls. Logits are taken at scored places alone. Sequences of a batch are of similar length and
-padded at the end, where nothing looks. The engine must be idle. Report section 4.4.1; field case F40.
+Requests of a batch form a tree in which every common beginning stands once (eval/ragged.py), without a cache and without padding. Where a
+long beginning (few-shot examples) is most of the work, it runs once for all batches, also over several calls, on the engine's runner and
+paged cache; contexts and then their choices follow, each over the blocks before it, with a copy of the last, unfilled one, padded at the
+end, where nothing looks. Logits are taken at scored places alone. The engine must be idle. Report section 4.4.1; field case F40.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import cast
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from rorqual.errors import ConfigError, DataError, DeviceError
-from rorqual.eval.ragged import Ragged
+from rorqual.eval.ragged import Ragged, common
 from rorqual.inference.engine import Engine
 from rorqual.inference.params import SamplingParams
 from rorqual.inference.runner import Runner
 from rorqual.inference.scheduler import Sequence as Row
 from rorqual.inference.scheduler import Work
-from rorqual.model.block import Block
 
 _LOGIT_BYTES = 64 * 2**20
 _KEYS = 2**17  # cached positions that the tails of one forward read, over all rows
@@ -170,13 +168,16 @@ class Scorer:
         return same // self._size * self._size if len(family) > 1 else 0
 
     def _packs(self, groups: list[_Group]) -> Iterator[list[_Group]]:
-        """Groups of similar width, tails included."""
+        """Neighbours in the order of their tokens, so that what they begin with stands once, up to `budget` tokens."""
         batch: list[_Group] = []
-        for group in sorted(groups, key=lambda group: group.width):
-            if batch and (group.width - batch[0].width > max(8, group.width // 4) or (len(batch) + 1) * group.width > self._budget):
+        size = 0
+        for group in sorted(groups, key=lambda group: group.body):
+            width = group.width - (common(batch[-1].body, group.body) if batch else 0)
+            if batch and size + width > self._budget:
                 yield batch
-                batch = []
+                batch, size, width = [], 0, group.width
             batch.append(group)
+            size += width
         if batch:
             yield batch
 
@@ -201,50 +202,20 @@ class Scorer:
     # ------------------------------------------------------------------ without a cache: each group is one row
 
     def _run_packed(self, batch: list[_Group], found: list[TokenScores | None]) -> None:
-        """Context and tails side by side: a tail sees the context and itself, at the positions after the context.
-
-        Tokens of all groups are one flat list; only attention sees them in padded rows. The last block goes on with what is scored alone.
-        """
-        model, width = self._engine.model, max(group.width for group in batch)
-        device = model.head_weight.device
-        ids: list[int] = []
-        places: list[tuple[int, int, int]] = []  # per token; its row, position, and part: 0 the context, then the tails
+        """Every request is a sequence, what sequences share stands once (eval/ragged.py), and each scored place is computed once."""
+        asked = [(number, group.start, group.body[: group.start], wanted) for group in batch for number, wanted in group.wanted]
+        ragged = Ragged.of([[*body, *wanted[:-1]] for _, _, body, wanted in asked])
+        rows: dict[int, int] = {}
+        scored: list[list[int]] = []
         ends: list[tuple[int, list[int], list[int]]] = []
-        for row, group in enumerate(batch):
-            first, size = len(ids), len(group.body)
-            ids += group.body
-            places += [(row, position, 0) for position in range(size)]
-            if len(group.wanted) == 1:
-                number, wanted = group.wanted[0]
-                ends.append((number, wanted, list(range(first + group.start - 1, first + size))))
-                continue
-            for part, (number, wanted) in enumerate(group.wanted, 1):
-                ends.append((number, wanted, [first + group.start - 1, *range(len(ids), len(ids) + len(wanted) - 1)]))
-                ids += wanted[:-1]
-                places += [(row, group.start + place, part) for place in range(len(wanted) - 1)]
-        rows, positions, parts = torch.tensor(places).unbind(1)
-        starts = torch.tensor([0, *(group.width for group in batch)]).cumsum(0)[:-1]
-        inside = torch.arange(len(ids)) - starts[rows]
-        ragged = Ragged(len(batch), width, (rows * width + inside).to(device), None)
-        if any(group.width > len(group.body) for group in batch):  # else plain causal attention
-            own, owners = (torch.zeros(len(batch), width, dtype=torch.int64) for _ in range(2))
-            owners -= 1  # padding is a part of its own
-            own[rows, inside], owners[rows, inside] = positions, parts
-            seen = (owners.unsqueeze(1) == owners.unsqueeze(2)) | (owners.unsqueeze(1) == 0)
-            ragged = replace(ragged, mask=(seen & (own.unsqueeze(1) <= own.unsqueeze(2))).to(device))
-        context = model.context(positions.unsqueeze(0).to(device))
-        x = model.model.embed_tokens(torch.tensor([ids], device=device))
-        scored = torch.tensor([place for _, _, some in ends for place in some], device=device)
-        blocks = cast(list[Block], list(model.model.layers[: model.config.num_hidden_layers]))
-        for block in blocks:
-            x = ragged.attend(block, x, context, scored if block is blocks[-1] else None)
-            u = block.post_attention_layernorm(x)
-            sent = block.dispatch(u)
-            x, _ = block.combine(x, block.experts(sent, u), sent, u)
-        states = model.model.norm(x)[0].split([len(some) for _, _, some in ends])
-        self.computed.tokens += len(ids)
-        self.computed.padding += len(batch) * width - len(ids)
-        self._read([(number, wanted, [own]) for (number, wanted, _), own in zip(ends, states, strict=True)], found)
+        for row, (number, start, _, wanted) in enumerate(asked):
+            places = ragged.places(row, start - 1, start - 1 + len(wanted))
+            scored.append([place for place in places if place not in rows])
+            for place in scored[-1]:
+                rows[place] = len(rows)
+            ends.append((number, wanted, [rows[place] for place in places]))
+        self.computed.tokens += len(ragged.ids)
+        self._read(ragged.states(self._engine.model, scored), ends, found)
 
     # ------------------------------------------------------------------ over the paged cache: a common beginning, then bodies, then tails
 
@@ -282,7 +253,7 @@ class Scorer:
                     ends.append((number, wanted, [first]))
                 else:
                     tails.append(_Tail(row, number, [*group.body, *wanted], group.start, first))
-        self._read(ends, found)
+        self._read_parts(ends, found)
 
     def _run_tails(self, tails: list[_Tail], found: list[TokenScores | None], held: list[int]) -> None:
         """Scores what waits, widths rounded up so that many run together, and gives all blocks back."""
@@ -301,7 +272,7 @@ class Scorer:
             finally:
                 self._engine.pool.release(own)
             parts = [[tail.first, one[: len(tail.tokens) - 1 - tail.start]] for tail, one in zip(some, states, strict=True)]
-            self._read([(t.number, t.tokens[t.start :], part) for t, part in zip(some, parts, strict=True)], found)
+            self._read_parts([(t.number, t.tokens[t.start :], part) for t, part in zip(some, parts, strict=True)], found)
         self._engine.pool.release(held)
         held.clear()
 
@@ -322,25 +293,31 @@ class Scorer:
             self.computed.padding += len(row.tokens) - length
         return [part[0] if len(part) == 1 else torch.cat(part) for part in parts]
 
-    def _read(self, ends: list[_End], found: list[TokenScores | None]) -> None:
-        """Logits at the scored places, a slice at a time."""
-        if not ends:
-            return
-        hidden = torch.cat([part for _, _, parts in ends for part in parts])
+    def _read_parts(self, ends: list[_End], found: list[TokenScores | None]) -> None:
+        """The same for states that come in parts."""
+        if ends:
+            hidden = torch.cat([part for _, _, parts in ends for part in parts])
+            sizes = torch.tensor([0, *(len(tokens) for _, tokens, _ in ends)]).cumsum(0).tolist()
+            self._read(hidden, [(end[0], end[1], list(range(at, at + len(end[1])))) for end, at in zip(ends, sizes, strict=False)], found)
+
+    def _read(self, hidden: Tensor, ends: list[tuple[int, list[int], list[int]]], found: list[TokenScores | None]) -> None:
+        """Logits of the states, a slice at a time; each end has a request's number, its scored tokens and the rows of their states."""
         wanted = torch.tensor([token for _, tokens, _ in ends for token in tokens], device=hidden.device)
+        rows = torch.tensor([row for _, _, some in ends for row in some], device=hidden.device)
         step = max(1, _LOGIT_BYTES // (4 * self._engine.model.config.vocab_size))
-        values: list[float] = []
-        best: list[bool] = []
+        values = torch.empty(len(rows), dtype=torch.float64)
+        best = torch.empty(len(rows), dtype=torch.bool)
         for start in range(0, len(hidden), step):
             logits = self._runner.logits(hidden[start : start + step])[:, : self._limit].float()
-            own = logits.gather(1, wanted[start : start + step].unsqueeze(1))
-            values += (own - logits.logsumexp(dim=-1, keepdim=True)).squeeze(1).double().tolist()
-            best += (logits.argmax(dim=-1) == wanted[start : start + step]).tolist()
-        self.computed.scored += len(values)
-        at = 0
-        for number, tokens, _ in ends:
-            found[number] = TokenScores(values[at : at + len(tokens)], all(best[at : at + len(tokens)]))
-            at += len(tokens)
+            mine = ((rows >= start) & (rows < start + step)).nonzero()[:, 0]
+            at, tokens = rows[mine] - start, wanted[mine]
+            values[mine.cpu()] = (logits[at, tokens] - logits.logsumexp(dim=-1)[at]).double().cpu()
+            best[mine.cpu()] = (logits.argmax(dim=-1)[at] == tokens).cpu()
+        self.computed.scored += len(rows)
+        logprobs, greedy, done = values.tolist(), best.tolist(), 0
+        for number, asked, _ in ends:
+            found[number] = TokenScores(logprobs[done : done + len(asked)], all(greedy[done : done + len(asked)]))
+            done += len(asked)
 
     # ------------------------------------------------------------------ blocks
 

@@ -62,8 +62,10 @@ def test_choices_share_their_context():
     made = small.engine_model()
     context = "Question: which whale sings all night long in the deep blue sea?\nAnswer:"
     made.likelihood([(context, end) for end in (" blue", " grey whale", " pink", " none of them")])
-    ends = [len(pair.whole) - pair.shared - 1 for pair in made.encoder.pairs([(context, end) for end in (" blue", " grey whale", " pink", " none of them")])]  # fmt: skip
-    assert made.computed()["tokens"] == len(made.encoder.context(context)) + sum(ends)
+    wholes = [
+        pair.whole[:-1] for pair in made.encoder.pairs([(context, end) for end in (" blue", " grey whale", " pink", " none of them")])
+    ]
+    assert made.computed()["tokens"] == len({tuple(ids[: place + 1]) for ids in wholes for place in range(len(ids))})
 
 
 def _answers(made, prompts, asking) -> list:
