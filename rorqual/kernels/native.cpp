@@ -3,60 +3,11 @@
 // or on the number of threads. Sums over rows go through a fixed number of chunks for the same reason.
 // Letters: n tokens, w rows, m model width, f FFN width, k chosen experts, h heads, d head width, r rotary width, v vocabulary.
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include "lanes.h"
 
 namespace {
 
-constexpr int LANES = 16;  // partial sums of a reduction, whatever the vector width of the machine
-
-inline float exp_(float x) {
-  x = x < -87.3f ? -87.3f : x;
-  x = x > 88.3f ? 88.3f : x;
-  const float t = std::floor(x * 1.44269504088896341f + 0.5f);
-  const float y = (x - t * 0.693359375f) + t * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * y + 1.3981999507e-3f;
-  p = p * y + 8.3334519073e-3f;
-  p = p * y + 4.1665795894e-2f;
-  p = p * y + 1.6666665459e-1f;
-  p = p * y + 5.0000001201e-1f;
-  p = p * y * y + y + 1.0f;
-  union { int32_t i; float f; } power;
-  power.i = (static_cast<int32_t>(t) + 127) << 23;
-  return p * power.f;
-}
-
 inline float sigmoid_(float x) { return 1.0f / (1.0f + exp_(-x)); }
-
-inline float total(const float* lane) {
-  float s = 0.0f;
-  for (int j = 0; j < LANES; ++j) s += lane[j];
-  return s;
-}
-
-template <class F>
-inline float sum_over(long m, F value) {
-  float lane[LANES] = {0.0f};
-  long i = 0;
-  for (; i + LANES <= m; i += LANES)
-    for (int j = 0; j < LANES; ++j) lane[j] += value(i + j);
-  for (; i < m; ++i) lane[i % LANES] += value(i);
-  return total(lane);
-}
-
-inline float max_of(const float* x, long m) {
-  float lane[LANES];
-  for (int j = 0; j < LANES; ++j) lane[j] = x[0];
-  long i = 0;
-  for (; i + LANES <= m; i += LANES)
-    for (int j = 0; j < LANES; ++j) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
-  for (; i < m; ++i) lane[0] = x[i] > lane[0] ? x[i] : lane[0];
-  float top = lane[0];
-  for (int j = 1; j < LANES; ++j) top = lane[j] > top ? lane[j] : top;
-  return top;
-}
 
 inline float from_bf16(uint16_t x) {
   union { uint32_t i; float f; } u;
@@ -205,33 +156,6 @@ void rq_mla_heads_backward(const float* dq, long q_b, long q_h, long q_s, const 
       for (long j = 0; j < r; ++j) sum[j] += gk[nope + j];
     }
     turn(sum, cs, sn, dk_rope + i * r, r / 2, true);
-  }
-}
-
-// scores [batch, rows, cols] -> softmax(scale * scores) in place over the first (first + row + 1) columns, zero behind them.
-void rq_causal_softmax(float* scores, long batch, long rows, long cols, long first, float scale) {
-#pragma omp parallel for schedule(static)
-  for (long i = 0; i < batch * rows; ++i) {
-    float* row = scores + i * cols;
-    const long seen = first + i % rows + 1;
-    const float top = max_of(row, seen);
-    const float sum = sum_over(seen, [&](long j) { return row[j] = exp_(scale * (row[j] - top)); });
-    const float factor = 1.0f / sum;
-    for (long j = 0; j < seen; ++j) row[j] *= factor;
-    for (long j = seen; j < cols; ++j) row[j] = 0.0f;
-  }
-}
-
-// grad [batch, rows, cols] of the probabilities -> of the scores before scaling, in place.
-void rq_causal_softmax_backward(float* grad, const float* probabilities, long batch, long rows, long cols, long first, float scale) {
-#pragma omp parallel for schedule(static)
-  for (long i = 0; i < batch * rows; ++i) {
-    float* g = grad + i * cols;
-    const float* p = probabilities + i * cols;
-    const long seen = first + i % rows + 1;
-    const float dot = sum_over(seen, [&](long j) { return g[j] * p[j]; });
-    for (long j = 0; j < seen; ++j) g[j] = scale * p[j] * (g[j] - dot);
-    for (long j = seen; j < cols; ++j) g[j] = 0.0f;
   }
 }
 

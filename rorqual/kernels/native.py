@@ -1,4 +1,4 @@
-"""The compiled CPU kernels (native.cpp, fp8.cpp) as functions on FP32 tensors, with their gradients.
+"""The compiled CPU kernels (native.cpp, attention.cpp, fp8.cpp) as functions on FP32 tensors, with their gradients.
 
 Each has the signature of its namesake in reference.py. `library()` builds on first use; a self-test against the reference
 decides whether the result is trusted. Shape letters as in reference.py.
@@ -19,7 +19,6 @@ from rorqual.kernels.build import Built, build
 
 CHUNKS = 16  # fixed number of partial sums over rows, so that threads never change a result
 ROPE_LIMIT = 1024  # widest rotary part that the gradient of mla_heads keeps on the stack
-QUERY_BLOCK = 128  # query rows that causal_attention takes at a time
 _VOCABULARY_CHUNK = 1 << 21  # logits held at a time by linear_cross_entropy, in elements
 
 
@@ -166,49 +165,44 @@ def mla_heads(
 
 
 class _CausalAttention(torch.autograd.Function):
-    """Attention in blocks of query rows, each against the keys it may see: GEMMs of the library around our softmax.
-
-    The probabilities are kept for the gradient (half the square per head), which is what short sequences can afford; the
-    library's fused kernel computes the whole square, and on V padded to the width of Q.
-    """
+    """Attention within each run of positions; scores live in the cache alone, their maximum and sum are kept for the gradient."""
 
     @staticmethod
-    def forward(ctx, q, k, v, scale):  # type: ignore[no-untyped-def]
-        b, h, s, _ = q.shape
-        q, k, v = (t.flatten(0, 1) for t in (q, k, v))
-        out, kept = torch.empty(v.shape), []
-        for start in range(0, s, QUERY_BLOCK):
-            end = min(start + QUERY_BLOCK, s)
-            p = torch.bmm(q[:, start:end], k[:, :end].transpose(1, 2))
-            _call("rq_causal_softmax", p, b * h, end - start, end, start, scale)
-            out[:, start:end] = torch.bmm(p, v[:, :end])
-            kept.append(p)
-        ctx.save_for_backward(q, k, v, *kept)
-        ctx.scale, ctx.heads = scale, h
-        return out.view(b, h, s, v.shape[-1]).transpose(1, 2).flatten(2)
+    def forward(ctx, q, k, v, scale, runs):  # type: ignore[no-untyped-def]
+        (b, h, s, d), c = q.shape, v.shape[-1]
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        out, top, factor = torch.empty(b, s, h * c), torch.empty(b, h, s), torch.empty(b, h, s)
+        _enough(_call("rq_causal_attention", q, k, v, runs, len(runs), out, top, factor, s, h, d, c, scale))
+        ctx.save_for_backward(q, k, v, top, factor, runs)
+        ctx.scale = scale
+        return out
 
     @staticmethod
     def backward(ctx, d_out):  # type: ignore[no-untyped-def]
-        q, k, v, *kept = ctx.saved_tensors
-        (b, s), h = d_out.shape[:2], ctx.heads
-        d_out = d_out.view(b, s, h, v.shape[-1]).transpose(1, 2).reshape(v.shape)
+        q, k, v, top, factor, runs = ctx.saved_tensors
+        (_, h, s, d), c = q.shape, v.shape[-1]
         dq, dk, dv = torch.empty(q.shape), torch.empty(k.shape), torch.empty(v.shape)
-        for start in reversed(range(0, s, QUERY_BLOCK)):  # the last block sees every key: it writes, the others add
-            p, end = kept[start // QUERY_BLOCK], min(start + QUERY_BLOCK, s)
-            ds = torch.bmm(d_out[:, start:end], v[:, :end].transpose(1, 2))
-            beta = 0.0 if end == s else 1.0
-            dv[:, :end].baddbmm_(p.transpose(1, 2), d_out[:, start:end], beta=beta)
-            _call("rq_causal_softmax_backward", ds, p, ds.shape[0], end - start, end, start, ctx.scale)
-            dq[:, start:end] = torch.bmm(ds, k[:, :end])
-            dk[:, :end].baddbmm_(ds.transpose(1, 2), q[:, start:end], beta=beta)
-        return dq.view(b, h, s, q.shape[-1]), dk.view(b, h, s, k.shape[-1]), dv.view(b, h, s, v.shape[-1]), None
+        kept = q, k, v, runs, len(runs), d_out.contiguous(), top, factor
+        _enough(_call("rq_causal_attention_backward", *kept, dq, dk, dv, s, h, d, c, ctx.scale))
+        return dq, dk, dv, None, None
+
+
+def _enough(served: int) -> None:
+    if not served:
+        raise MemoryError("attention found no memory for the scores of a block of query rows: shorten the sequences or free memory")
 
 
 def causal_attention(
-    q: Float[Tensor, "b h s d"], k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s c"], scale: float
+    q: Float[Tensor, "b h s d"],
+    k: Float[Tensor, "b h s d"],
+    v: Float[Tensor, "b h s c"],
+    scale: float,
+    runs: tuple[tuple[int, ...], ...] | None = None,
 ) -> Float[Tensor, "b s o"]:
-    """reference.attention without a mask."""
-    return _CausalAttention.apply(q, k, v, float(scale))
+    """reference.attention without a mask; with `runs` each row's lengths one after the other, every run by itself, to the bit as if alone."""
+    whole = ((q.shape[2],),) * q.shape[0] if runs is None else runs
+    table = [(row, sum(lengths[:place]), length) for row, lengths in enumerate(whole) for place, length in enumerate(lengths)]
+    return _CausalAttention.apply(q, k, v, float(scale), torch.tensor(table, dtype=torch.int64).view(-1, 3))
 
 
 def top_k(x: Float[Tensor, "... e"], k: int) -> tuple[Float[Tensor, "... k"], Int[Tensor, "... k"]]:

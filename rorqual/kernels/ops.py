@@ -42,9 +42,6 @@ __all__ = [
 ]
 
 
-_KEPT_PROBABILITIES = 1024  # longest sequence whose attention probabilities are kept for the gradient
-
-
 def rms_norm(x: Float[Tensor, "... m"], weight: Float[Tensor, " m"], eps: float) -> Float[Tensor, "... m"]:
     """x / sqrt(mean(x^2) + eps) * weight; statistics in FP32."""
     return (native if native.usable(x, weight) else reference).rms_norm(x, weight, eps)
@@ -82,7 +79,7 @@ def attention(
     q: Float[Tensor, "b h s d"], k: Float[Tensor, "b h t d"], v: Float[Tensor, "b h t c"], scale: float, mask: Bool[Tensor, "b s t"] | None
 ) -> Float[Tensor, "b s o"]:
     """softmax(q k^T scale) v over the allowed keys, heads side by side; mask None is causal with s = t."""
-    if mask is None and q.shape[2] <= _KEPT_PROBABILITIES and native.usable(q, k, v):
+    if mask is None and native.usable(q, k, v):
         return native.causal_attention(q, k, v, scale)
     return reference.attention(q, k, v, scale, mask)
 
@@ -94,6 +91,8 @@ def isolated_attention(
 
     runs: for each row the lengths of its samples, one after the other, which add up to s.
     """
+    if native.usable(q, k, v):
+        return native.causal_attention(q, k, v, scale, runs)
     rows = []
     for lengths, *row in zip(runs, *(tensor.split(1) for tensor in (q, k, v)), strict=True):
         parts = zip(*(tensor.split(list(lengths), dim=2) for tensor in row), strict=True)
@@ -195,11 +194,9 @@ def backend_report() -> list[dict[str, str]]:
         "rms_norm", "swiglu", "mla_heads", "top_k", "sort_by_expert", "gather_rows", "combine_rows", "linear_cross_entropy", "adamw",
         "fp8.dequantize", "fp8.quantize")]  # fmt: skip
     sdpa = "scaled_dot_product_attention, V padded to the width of Q and K"
-    short = (
-        f"blocks of query rows up to {_KEPT_PROBABILITIES} positions in FP32 on a CPU, else {sdpa}" if built.library is not None else sdpa
-    )
+    causal = f"compiled C++ in FP32 on a CPU, else {sdpa}" if built.library is not None else sdpa
     report.append(
-        {"op": "attention", "backend": short, "why": "half the square is enough under a causal mask; the fused kernel wants equal widths"}
+        {"op": "attention", "backend": causal, "why": "half the square is enough under a causal mask, and its scores stay in the cache"}
     )
     grouped = (
         ("F.grouped_mm", "CUDA device, BF16")

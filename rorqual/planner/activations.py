@@ -2,8 +2,7 @@
 
 Two accounts of the same block: `report_block` is the report's FP8 recipe (sections 3.2.3 and 3.3.3: FP8 inputs of Linears, E5M6 after
 attention, dispatched tokens in FP8), `trainer_block` is what rorqual.train keeps, in FP32 with the compiled kernels or in BF16 with
-plain PyTorch. Differences that cost memory: the trainer keeps the experts' outputs (the gradient of the gates needs them) and, up to
-1,024 positions in FP32, the attention probabilities.
+plain PyTorch. A difference that costs memory: the trainer keeps the experts' outputs (the gradient of the gates needs them).
 """
 
 from __future__ import annotations
@@ -17,10 +16,6 @@ from rorqual.planner.communication import combine_bytes, dispatch_bytes
 
 POLICIES: Final = ("norms", "mla_up", "swiglu")
 """What a recompute policy may name; the report uses all three."""
-KEPT_PROBABILITIES: Final = 1024
-"""Longest sequence whose attention probabilities the compiled attention keeps (kernels/ops.py)."""
-QUERY_BLOCK: Final = 128
-"""Query rows that the compiled attention takes at a time (kernels/native.py)."""
 
 
 def check_policies(recompute: tuple[str, ...]) -> None:
@@ -87,11 +82,6 @@ class MicroBatch:
         """Bytes of an activation's element."""
         return 4 if self.fp32 else 2
 
-    @property
-    def probabilities(self) -> bool:
-        """Whether attention keeps its probabilities."""
-        return self.fp32 and self.length <= KEPT_PROBABILITIES
-
     def shorter(self, by: int) -> MicroBatch:
         """The same sequences without their last `by` tokens: what an MTP module sees."""
         return MicroBatch(self.sequences, self.length - by, self.fp32, self.recompute)
@@ -124,14 +114,12 @@ def trainer_block(config: ModelConfig, layer: int, batch: MicroBatch) -> Kept:
     if "mla_up" not in batch.recompute:
         parts["queries_keys_values"] = heads * (2 * key + value) * e
     parts = {name: n * size for name, size in parts.items()}
-    if batch.probabilities:
-        parts["probabilities"] = 4.0 * batch.sequences * heads * _half_square(batch.length)
+    if batch.fp32:
+        parts["attention_statistics"] = 8.0 * n * heads  # a row's largest score and its sum of exponentials
     else:
         padded_v = key if value < key else 0  # V at the width of Q is a copy; the output is kept at that width too, beside its own
         parts["attention_padding"] = n * heads * ((padded_v + max(key, value)) * e + 4.0)
     transient = float(n * e * heads * 2 * (2 * key + value))  # gradients of q, k, v before and after their rotation
-    if batch.probabilities:
-        transient += 4.0 * batch.sequences * heads * min(QUERY_BLOCK, batch.length) * batch.length
     inner = config.intermediate_size
     if config.is_moe(layer):
         chosen, width = config.num_experts_per_tok, config.moe_intermediate_size
@@ -153,9 +141,3 @@ def trainer_merge(config: ModelConfig, batch: MicroBatch) -> dict[str, float]:
     n, e, d = batch.tokens, batch.itemsize, config.hidden_size
     sources = 2 * d * (e if batch.fp32 else 6)
     return {"merged": float(n * 2 * d * e), "merge_sources": float(n * sources), "last_norm": float(n * d * (e if batch.fp32 else 6))}
-
-
-def _half_square(length: int) -> int:
-    """Elements of a causal square in blocks of query rows, each against the keys up to its last row."""
-    ends = [*range(QUERY_BLOCK, length, QUERY_BLOCK), length]
-    return sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False))

@@ -52,7 +52,7 @@ def test_swiglu_of_small_and_large_values() -> None:
 
 
 @compiled
-@pytest.mark.parametrize("length", [1, 5, 127, 128, 129, 300])
+@pytest.mark.parametrize("length", [1, 5, 63, 64, 65, 300])
 @pytest.mark.parametrize("values", [12, 20, 40])
 def test_mla_heads_and_attention(length: int, values: int) -> None:
     b, h, nope, r = 2, 3, 16, 8
@@ -67,14 +67,13 @@ def test_mla_heads_and_attention(length: int, values: int) -> None:
 
 
 @compiled
-def test_attention_under_a_mask_and_beyond_the_short_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_under_a_mask_and_without() -> None:
     b, s, h = 1, 20, 2
     angle = torch.arange(s).unsqueeze(-1) * torch.tensor([1.0, 0.1])
     cos, sin = angle.cos().unsqueeze(0), angle.sin().unsqueeze(0)
     inputs = randn(b, s, h, 12), randn(b, s, h * 14), randn(b, s, 4)
     mask = torch.ones(s, s, dtype=torch.bool).tril() & (torch.arange(s) // 7 == torch.arange(s).unsqueeze(1) // 7)
     for wanted in (mask.unsqueeze(0), None):
-        monkeypatch.setattr(ops, "_KEPT_PROBABILITIES", 10)
         agree(
             *(lambda q, kv, k, m=module, w=wanted: m.attention(*m.mla_heads(q, kv, k, cos, sin), 0.3, w) for module in (ops, reference)),
             *inputs,
@@ -178,3 +177,35 @@ def test_isolated_attention_is_attention_under_the_mask_of_its_runs() -> None:
         lambda q, k, v: ops.isolated_attention(q, k, v, 0.3, runs), lambda q, k, v: reference.attention(q, k, v, 0.3, mask),
         randn(2, 3, 9, 8), randn(2, 3, 9, 8), randn(2, 3, 9, 5),
     )  # fmt: skip
+
+
+@compiled
+def test_a_run_has_the_bits_it_has_alone_whatever_stands_beside_it() -> None:
+    """Output and gradients: packed samples do not see each other, and threads only share out whole heads."""
+    lengths, h = (70, 1, 129, 8), 3
+    q, k, v, above = (torch.randn(1, h, sum(lengths), w, generator=G).requires_grad_() for w in (20, 20, 12, 12))
+    above = above.detach().transpose(1, 2).flatten(2)
+    packed = ops.isolated_attention(q, k, v, 0.3, (lengths,))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        grads = torch.autograd.grad(packed, (q, k, v), above)
+    finally:
+        torch.set_num_threads(threads)
+    start = 0
+    for length in lengths:
+        part = [one[:, :, start : start + length].detach().requires_grad_() for one in (q, k, v)]
+        alone = ops.attention(*part, 0.3, None)
+        assert torch.equal(packed[:, start : start + length], alone)
+        wanted = torch.autograd.grad(alone, part, above[:, start : start + length])
+        for got, want in zip(grads, wanted, strict=True):
+            assert torch.equal(got[:, :, start : start + length], want)
+        start += length
+
+
+@compiled
+def test_scores_far_apart_and_equal_ones_by_hand() -> None:
+    """One head of width 1: scores 0 and 200 give the second value alone; equal scores the mean."""
+    q, v = torch.tensor([[[[0.0], [200.0], [0.0]]]]), torch.tensor([[[[1.0], [4.0], [7.0]]]])
+    k = torch.tensor([[[[0.0], [1.0], [5.0]]]])
+    assert ops.attention(q, k, v, 1.0, None).flatten().tolist() == pytest.approx([1.0, 4.0, 4.0])

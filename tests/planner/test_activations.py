@@ -27,7 +27,7 @@ def test_the_trainers_block_by_hand() -> None:
     parts = trainer_block(t0(), 1, MicroBatch(2, 64)).parts
     assert parts == {
         "residual": 128 * 2 * 64 * 4, "latents": 128 * (48 + 40) * 4, "attention_output": 128 * 64 * 4, "norm_statistics": 128 * 16,
-        "normed": 128 * (2 * 64 + 48 + 32) * 4, "queries_keys_values": 128 * 4 * (24 + 24 + 16) * 4, "probabilities": 2 * 4 * 64 * 64 * 4,
+        "normed": 128 * (2 * 64 + 48 + 32) * 4, "queries_keys_values": 128 * 4 * (24 + 24 + 16) * 4, "attention_statistics": 128 * 4 * 8,
         "router": 128 * (8 * 4 + 2 * 40), "dispatched": 128 * 2 * 64 * 4, "expert_gate_up": 128 * 2 * 64 * 4, "expert_outputs": 128 * 2 * 64 * 4,
         "gate_up": 128 * 64 * 4, "swiglu": 128 * 32 * 4,
     }  # fmt: skip
@@ -44,9 +44,9 @@ def test_policies_drop_what_they_name_and_nothing_else() -> None:
     assert POLICIES == ("norms", "mla_up", "swiglu")
 
 
-def test_probabilities_are_kept_for_short_plain_sequences_only() -> None:
-    """300 positions in blocks of 128 rows: 128 x 128 + 128 x 256 + 44 x 300 elements a head."""
-    assert trainer_block(t0(), 0, MicroBatch(1, 300)).parts["probabilities"] == 4 * 4 * (128 * 128 + 128 * 256 + 44 * 300)
-    for batch in (MicroBatch(1, 1025), MicroBatch(1, 300, fp32=False)):
-        assert "probabilities" not in trainer_block(t0(), 0, batch).parts
+def test_attention_keeps_two_numbers_a_row_or_what_plain_pytorch_pads() -> None:
+    """300 positions of 4 heads; in BF16 V of width 16 is padded to the 24 of Q, and so is the output, beside a statistic in FP32."""
+    assert trainer_block(t0(), 0, MicroBatch(1, 300)).parts["attention_statistics"] == 300 * 4 * 8
+    plain = trainer_block(t0(), 0, MicroBatch(1, 300, fp32=False)).parts
+    assert "attention_statistics" not in plain and plain["attention_padding"] == 300 * 4 * ((24 + 24) * 2 + 4)
     assert MicroBatch(2, 64).shorter(1).tokens == 126
