@@ -38,7 +38,7 @@ CASES: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
     "one micro-batch, activations lead": (t0(), {"micro_batch": 32, "length": 64}),
     "accumulation, BF16 moments": (t0(), {"micro_batch": 8, "length": 64, "batch": 24, "moments": "bf16"}),
     "moving average": (LAPTOP, {"micro_batch": 4, "length": 512, "ema": True}),
-    "longer than attention keeps": (LAPTOP, {"micro_batch": 1, "length": 1536}),
+    "long sequence": (LAPTOP, {"micro_batch": 1, "length": 1536}),
     "packed samples": (t0(), {"micro_batch": 4, "length": 256, "packed": True}),
     "weights lead": (WIDE, {"micro_batch": 2, "length": 128}),
     "without MTP": (WIDE, {"micro_batch": 2, "length": 128, "batch": 8, "mtp": False}),
@@ -49,7 +49,7 @@ CASES: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
     "BF16 with FP32 masters": (LAPTOP, {"micro_batch": 4, "length": 128, "dtype": "bf16", "batch": 8}),
     "BF16, one micro-batch": (t0(), {"micro_batch": 16, "length": 64, "dtype": "bf16"}),
 }
-SLOW = ("moving average", "longer than attention keeps", "weights lead", "without MTP", "BF16 with FP32 masters", "no experts",
+SLOW = ("moving average", "long sequence", "weights lead", "without MTP", "BF16 with FP32 masters", "no experts",
         "two MTP modules, no query compression", "laptop recipe's shape", "vocabulary leads", "BF16, one micro-batch")  # fmt: skip
 PARAMETERS = [pytest.param(*case, id=name, marks=[pytest.mark.slow] if name in SLOW else []) for name, case in CASES.items()]
 
