@@ -317,6 +317,11 @@ class Engine:
     def _catch_up(self, going: list[Sequence], speculates: bool) -> None:
         most = 1 + self.num_drafts
         late = [s for s in going if s.draft_rows > most and (speculates or s.draft_rows > _LAG or len(s.tokens) <= s.num_prompt_tokens + 1)]
+        if speculates and self.num_drafts == 1:  # a prompt that has just been read: its rows and the first draft in one call
+            ready = [s for s in late if s.computed == len(s.tokens) - 1 and len(s.tokens) + 1 < s.max_length]
+            for s, drafts in zip(ready, self.runner.propose(ready, 1) if ready else [], strict=True):
+                s.ahead = drafts[0]
+            late = [s for s in late if s.ahead < 0]
         if late:
             self.runner.catch_up(late)
 

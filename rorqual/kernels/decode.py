@@ -47,7 +47,7 @@ class _Sizes(ctypes.Structure):
 
 
 class _Matrix(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("scale", ctypes.c_void_p), ("kind", ctypes.c_long)]
+    _fields_ = [("data", ctypes.c_void_p), ("scale", ctypes.c_void_p), ("shift", ctypes.c_void_p), ("kind", ctypes.c_long)]
 
 
 class _Weights(ctypes.Structure):
@@ -246,7 +246,8 @@ class DecodeStep:
 
     @staticmethod
     def _matrix(panels: Panels) -> _Matrix:
-        return _Matrix(panels.values.data_ptr(), None if panels.scale is None else panels.scale.data_ptr(), panels.kind)
+        scale, shift = (None if values is None else values.data_ptr() for values in (panels.scale, panels.shift))
+        return _Matrix(panels.values.data_ptr(), scale, shift, panels.kind)
 
     def refresh(self) -> None:
         """Takes the weights' present values into the panels."""

@@ -20,10 +20,12 @@ constexpr long TILE = 8;    // rows of a tile
 constexpr long ROUNDED = 5;  // number of the kind whose inputs are rounded
 constexpr long MOST_ROUNDED = 32768;  // inputs of such a matrix
 
-// `kind`: panels in 1 FP32, 2 BF16, 3 FP16, 4 INT8, 5 INT8 for rounded inputs. `scale` of each output for kinds 4 and 5.
+// `kind`: panels in 1 FP32, 2 BF16, 3 FP16, 4 INT8, 5 INT8 for rounded inputs. `scale` of each output for kinds 4 and 5; `shift` for kind 5:
+// 128 times the sum of an output's weights.
 struct Matrix {
     const void* data;
     const float* scale;
+    const int32_t* shift;
     long kind;
 };
 
@@ -161,29 +163,27 @@ inline long units(long outputs) { return (outputs + UNIT - 1) / UNIT; }
 // Matrix number `index` of a stack of matrices of `o` outputs and `k` inputs.
 inline Matrix part(const Matrix& w, long index, long o, long k) {
     const long sizes[] = {4, 4, 2, 2, 1, 1}, at = index * ((o + PANEL - 1) / PANEL * PANEL), inputs = w.kind == ROUNDED ? (k + 3) / 4 * 4 : k;
-    return {static_cast<const char*>(w.data) + at * inputs * sizes[w.kind], w.scale ? w.scale + at : nullptr, w.kind};
+    return {static_cast<const char*>(w.data) + at * inputs * sizes[w.kind], w.scale ? w.scale + at : nullptr, w.shift ? w.shift + at : nullptr, w.kind};
 }
 
 #if defined(__AVX512VNNI__) && defined(__AVX512F__)
-// One row by V panels of `groups` groups of four inputs. The inputs are 128 too large, to have no sign; `ones` takes that back.
-template <int V, int S>
-inline void rounded_tile(const uint8_t* x, float scale, const int8_t* w, const float* scales, long groups, float* y, long out, long o) {
-    __m512i sum[V], ones[V];
-    for (int v = 0; v < V; v++) sum[v] = ones[v] = _mm512_setzero_si512();
-    const __m512i one = _mm512_set1_epi8(1);
-    for (long g = 0; g < groups; g++) {
-        int32_t four;
-        std::memcpy(&four, x + 4 * g, sizeof four);
-        const __m512i value = _mm512_set1_epi32(four);
-        for (int v = 0; v < V; v++) {
-            const __m512i weight = _mm512_loadu_si512(w + ((v / S * groups + g) * S + v % S) * 64);
-            sum[v] = _mm512_dpbusd_epi32(sum[v], value, weight);
-            ones[v] = _mm512_dpbusd_epi32(ones[v], one, weight);
+// One row by V neighbouring panels of `groups` groups of four inputs, two groups at a time. The inputs are 128 too large, to have no sign;
+// `shift` is what that adds.
+template <int V>
+inline void rounded_tile(const uint8_t* x, float scale, const int8_t* w, const float* scales, const int32_t* shift, long groups, float* y, long out, long o) {
+    __m512i sum[2][V];
+    for (int v = 0; v < V; v++) sum[0][v] = sum[1][v] = _mm512_setzero_si512();
+    for (long g = 0; g < groups; g += 2)
+        for (int next = 0; next < 2 && g + next < groups; next++) {
+            int32_t four;
+            std::memcpy(&four, x + 4 * (g + next), sizeof four);
+            const __m512i value = _mm512_set1_epi32(four);
+            for (int v = 0; v < V; v++)
+                sum[next][v] = _mm512_dpbusd_epi32(sum[next][v], value, _mm512_loadu_si512(w + ((g + next) * V + v) * 64));
         }
-    }
     for (int v = 0; v < V; v++) {
         const long first = out + v * PANEL;
-        const __m512i total = _mm512_sub_epi32(sum[v], _mm512_slli_epi32(ones[v], 7));
+        const __m512i total = _mm512_sub_epi32(_mm512_add_epi32(sum[0][v], sum[1][v]), _mm512_loadu_si512(shift + first));
         const lanes result = (lanes)_mm512_cvtepi32_ps(total) * scale * load(scales + first);
         store_some(y + first, result, o - first);
     }
@@ -218,9 +218,8 @@ __attribute__((noinline)) void rounded_outputs(const float* x, const Matrix& w, 
     uint8_t bytes[MOST_ROUNDED];
     const float scale = round_row(x, k, bytes);
     long at = first;
-    for (; at + UNIT < end; at += 2 * UNIT) rounded_tile<4, 2>(bytes, scale, data + at * groups * 4, w.scale, groups, y, at, o);
-    for (; at < end; at += UNIT) rounded_tile<2, 2>(bytes, scale, data + at * groups * 4, w.scale, groups, y, at, o);
-    if (at < last) rounded_tile<1, 1>(bytes, scale, data + at * groups * 4, w.scale, groups, y, at, o);
+    for (; at < end; at += UNIT) rounded_tile<2>(bytes, scale, data + at * groups * 4, w.scale, w.shift, groups, y, at, o);
+    if (at < last) rounded_tile<1>(bytes, scale, data + at * groups * 4, w.scale, w.shift, groups, y, at, o);
 }
 constexpr bool CAN_ROUND = true;
 #else

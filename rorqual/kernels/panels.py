@@ -29,7 +29,7 @@ class Panels:
 
     `rounded` INT8 is for a kernel that rounds the inputs to 8 bits too and takes four of them at a time: for drafts, on machines that multiply
     bytes (`most_rounded`). `values` is [matrices, p i 16], `scale` [matrices, 16 p] for INT8; outputs past o are zero, and so are rounded
-    inputs past i up to a multiple of four. ConfigError for an unknown type.
+    inputs past i up to a multiple of four. `shift`, like `scale`, is 128 times the sum of a `rounded` output's weights. ConfigError for an unknown type.
     """
 
     def __init__(self, weight: Shaped[Tensor, "... o i"], dtype: str = "fp32", *, halves: bool = False, rounded: bool = False) -> None:
@@ -43,6 +43,7 @@ class Panels:
         self._padded = -(-self.outputs // PANEL) * PANEL, -(-self._shape[2] // self._together) * self._together
         self.values = torch.zeros(matrices, self._padded[0] * self._padded[1], dtype=_DTYPES[self.kind])
         self.scale = torch.zeros(matrices, self._padded[0]) if dtype == "int8" else None
+        self.shift = torch.zeros(matrices, self._padded[0], dtype=torch.int32) if self.kind == _ROUNDED else None
         self.fill(weight)
 
     @torch.no_grad()
@@ -54,6 +55,8 @@ class Panels:
                 scale = matrix.float().abs().amax(dim=1).div_(127.0)
                 self.scale[number, : self.outputs] = scale
                 matrix = matrix.float().div(scale.clamp_min(1e-30).unsqueeze(1)).round_()
+                if self.shift is not None:
+                    self.shift[number, : self.outputs] = 128 * matrix.sum(dim=1, dtype=torch.int32)
             pairs, last = self._views(self.values[number])
             if matrix.shape != self._padded:
                 matrix = torch.nn.functional.pad(matrix, (0, inputs - matrix.shape[1], 0, outputs - len(matrix)))

@@ -70,7 +70,7 @@ def test_the_kernel_multiplies_by_what_the_panels_stand_for(dtype, outputs):
     """And each row by itself, to the bit, for 1 to 19 rows."""
     panels, x = Panels(_weight(outputs, 45), dtype), _weight(19, 45)
     scale = None if panels.scale is None else panels.scale.data_ptr()
-    matrix = _Matrix(panels.values.data_ptr(), scale, panels.kind)
+    matrix = _Matrix(panels.values.data_ptr(), scale, None, panels.kind)
 
     def run(rows: torch.Tensor) -> torch.Tensor:
         out = torch.empty(len(rows), outputs)
@@ -92,7 +92,8 @@ def test_rounded_inputs(outputs, inputs):
     x[3] = 0.0
     panels = Panels(weight, "int8", rounded=True)
     assert panels.kind == 5 and torch.equal(panels.dense(), Panels(weight, "int8").dense())
-    matrix, out = _Matrix(panels.values.data_ptr(), panels.scale.data_ptr(), panels.kind), torch.empty(5, outputs)
+    matrix = _Matrix(panels.values.data_ptr(), panels.scale.data_ptr(), panels.shift.data_ptr(), panels.kind)
+    out = torch.empty(5, outputs)
     native._call("rq_linear", x, ctypes.c_void_p(ctypes.addressof(matrix)), out, 5, inputs, outputs)
     step = x.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
     want = ((x / step).round() * step).double() @ panels.dense()[0].double().t()
