@@ -3,12 +3,10 @@
     grade(box, code, tests, entry="add")          # Python: assertions, or functions that make them
     grade_unittest(box, files, tests, modules)    # Python: unittest modules over modules of the candidate's
     grade_output(box, code, cases)                # any language: standard input and the output wanted
-    grade_within(box, code, language)             # a program of code and tests together, in languages where they cannot be parted
 
 Python's tests run in one box and the candidate in another; calls and plain values cross between them (isolation/link.py). So a candidate that
 prints "passed", exits 0, rewrites tests, patches assertions, reads frames or files, or forks away, gains nothing: the expected values and the
-comparison are not where he is. In the other languages code and tests are one program; it passes if it says, after the last test, a word that
-is made for this one run, and exits 0. That is weaker: see docs/sandbox.md.
+comparison are not where he is. Other languages: tasks/parted.py and tasks/exercises.py.
 """
 
 from __future__ import annotations
@@ -89,15 +87,6 @@ def grade_output(
         note = f"test {number}: {why(done) or 'wrong output'}"
         return Grade(passed, len(cases), note, done.limit)
     return Grade(passed, max(1, len(cases)), note)
-
-
-def grade_within(box: Sandbox, code: str, language: str, *, word: str, seconds: float | None = None) -> Grade:
-    """Runs a program that holds code and tests and says `word` (see `secret_word`) as its last line once all tests have passed."""
-    done = box.run(code, language=language, seconds=seconds)
-    said = done.stdout.rstrip("\n").rpartition("\n")[2]
-    if done.returncode == 0 and not done.limit and said == word:
-        return Grade(1, 1)
-    return Grade(0, 1, why(done) or "the tests did not reach their end", done.limit)
 
 
 def entry_of(reference: str, tests: str) -> str:

@@ -1,7 +1,7 @@
 """HumanEval (Chen et al. 2021) and its form in eight languages (HumanEval-Mul of the report's table 6); pass@1, no shots. No torch.
 
 Candidates run in the sandbox; Python's tests run apart from the candidate (rorqual/eval/grade.py), those of the other languages are taken
-apart into calls and values (tasks/parted.py), but for three problems of C++ whose results are raw unions.
+apart into calls and values (tasks/parted.py). C++ 137 does not compile as published (tasks/unions.py): it counts, and scores 0.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 
 from rorqual.eval.task import GenerationTask, Judgement, Row, Tools
 from rorqual.eval.tasks import programs
-from rorqual.eval.tasks.judges import completion, run_code, run_parted, run_whole
+from rorqual.eval.tasks.judges import completion, run_code, run_parted
 
 _STOPS = {
     "python": ("\nclass", "\ndef", "\n#", "\nif", "\nprint"), "java": ("\n    }\n",), "cs": ("\n    }\n",), "cpp": ("\n}",), "sh": ("\n}",),
@@ -40,10 +40,7 @@ def judge(row: Row, text: str, tools: Tools, language: str) -> Judgement:
         return Judgement(0.0, None)
     if language != "python":
         code = programs.joined(row["prompt"], body, whole, language)
-        found = run_parted(code, row["prompt"], row["test"], language, tools)
-        if found is not None:
-            return found
-        return run_whole(lambda word: programs.program(code, row["test"], language, word), language, tools)
+        return run_parted(code, row["prompt"], row["test"], language, tools)
     entry = row.get("entry_point") or re.findall(r"^def (\w+)", row["prompt"], re.MULTILINE)[-1]
     code = f"{_imports(row['prompt'])}\n{body}" if whole else f"{row['prompt']}{body}\n"
     tests = f"{row['test']}\ncheck({entry})\n" if "entry_point" in row else row["test"]

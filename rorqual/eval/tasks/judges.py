@@ -7,7 +7,7 @@ score of None is a verdict that could not be made: it is counted, and stays out 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rorqual.eval.checkers import answers, instructions, maths
 from rorqual.eval.checkers.maths import boxed
@@ -29,7 +29,6 @@ __all__ = [
     "run_code",
     "run_parted",
     "run_program",
-    "run_whole",
 ]
 
 _VALUE = re.compile(r"\\[dt]?frac\{-?\d+\}\{-?\d+\}|-?\$?\d[\d,]*(?:\.\d+)?(?:\s?/\s?\d+(?![\d.]))?|-?\.\d+")
@@ -140,28 +139,20 @@ def run_code(code: str, tests: str, tools: Tools, *, entry: str = "", context: s
     return Judgement(float(found.right), code, found.note)
 
 
-def run_whole(made: Callable[[str], str], language: str, tools: Tools) -> Judgement:
-    """Whether the program that `made` makes, given a secret word, says it after its last test."""
-    from rorqual.eval import grade
-
-    word = grade.secret_word()
-    found = grade.grade_within(tools.sandbox, made(word), language, word=word, seconds=max(tools.seconds, 30.0))
-    return Judgement(float(found.right), made("WORD"), found.note)
-
-
-def run_parted(code: str, prompt: str, text: str, language: str, tools: Tools) -> Judgement | None:
-    """Whether every call that the tests make gives the value wanted, compared outside of the program; None where they cannot be parted.
+def run_parted(code: str, prompt: str, text: str, language: str, tools: Tools) -> Judgement:
+    """Whether every call that the tests make gives the value wanted, compared outside of the program.
 
     `code` ends inside the function that `prompt` begins, and `text` goes on from there (see tasks/parted.py). A verdict that the tests' own
-    program could not give (no compiler for it, a limit) is no verdict.
+    program could not give (no compiler for it, a limit) is no verdict, and so it is with tests that cannot be parted: code that runs beside
+    what it is compared with could find it, so it is not run.
     """
     from rorqual.eval import grade
 
-    tests = None if re.search(r"^union \w+", prompt, re.MULTILINE) else parted.parted(text, language)
+    tests = parted.parted(text, language)
     if tests is None:
-        return None
+        return Judgement(None, code, f"a test of this {language} problem is not one call compared with one value, so it cannot be judged")
     mark, seconds = grade.secret_word(), max(tools.seconds, 30.0)
-    done = tools.sandbox.run(parted.calls(code, text, tests, language, mark), language=language, seconds=seconds)
+    done = tools.sandbox.run(parted.calls(code, prompt, text, tests, language, mark), language=language, seconds=seconds)
     said = parted.results(done.stdout, mark, len(tests))
     if said is None or done.limit or done.returncode:
         return Judgement(0.0, code, grade.why(done) or "the tests did not reach their end")

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rorqual.eval.tasks import shown
+from rorqual.eval.tasks import shown, unions
 from rorqual.eval.tasks.programs import pair_class
 
 _FORMS = {  # how a test begins; what stands between call and value; what the two end with
@@ -94,15 +94,16 @@ def closing(text: str, at: int, language: str, close: str = ")") -> int:
     return -1
 
 
-def calls(code: str, text: str, tests: list[Compared], language: str, mark: str) -> str:
+def calls(code: str, prompt: str, text: str, tests: list[Compared], language: str, mark: str) -> str:
     """The candidate's program: every test of `text` is replaced by showing its call's result behind `mark` and its number."""
-    return _program(code, _replaced(text, tests, lambda number, test: shown.statement(language, number, test.call, mark)), language)
+    body = _replaced(text, tests, lambda number, test: shown.statement(language, number, test.call, mark))
+    return _program(code, prompt, body, language)
 
 
 def wanted(prompt: str, text: str, tests: list[Compared], language: str, mark: str) -> str:
     """The program that shows the values wanted; `prompt` is there for what it declares, and its function is never run."""
     place = _replaced(text, tests, lambda number, test: shown.statement(language, number, test.wanted, mark, of=test.call))
-    return _program("<?php\n" if language == "php" else f"{prompt}\n{_UNWRITTEN[language]}\n", place, language)
+    return _program("<?php\n" if language == "php" else f"{prompt}\n{_UNWRITTEN[language]}\n", prompt, place, language)
 
 
 def comparison(text: str, tests: list[Compared], language: str, word: str) -> str:
@@ -120,12 +121,12 @@ def _replaced(text: str, tests: list[Compared], made: Callable[[int, Compared], 
     return "".join([*parts, text[at:]])
 
 
-def _program(code: str, tests: str, language: str) -> str:
-    """Code, the changed tests, and what shows values in that language."""
+def _program(code: str, prompt: str, tests: str, language: str) -> str:
+    """Code, the changed tests, and what shows values in that language; `prompt` declares the types of its own."""
     match language:
         case "cpp":
             head, mark, body = tests.partition("int main() {")
-            return f"{code}\n{head}\n{shown.CPP}\n{mark}{body}"
+            return f"{unions.tagged(code)}\n{head}\n{shown.CPP}{unions.showing(prompt)}\n{mark}{body}"
         case "java":
             code, used = pair_class(code)
             main = "class Main {\n    public static void main(String[] given) throws Exception { Problem.main(given); }\n}\n"

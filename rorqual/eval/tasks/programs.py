@@ -1,4 +1,4 @@
-"""Programs of code and tests together, in the languages of HumanEval-Mul other than Python; they say a word after the last test. No torch.
+"""The code of an answer in the languages of HumanEval-Mul other than Python, as the tests go on from it. No torch.
 
 The files are DeepSeek-Coder's: tests of C++, C#, Java and Bash begin with the brace that closes the function, those of JavaScript, TypeScript
 and PHP do not. A chat model's block brings its own braces, and loses as many as the tests bring. `org.javatuples` is not part of a JDK; its
@@ -18,34 +18,6 @@ record Pair<A, B>(A getValue0, B getValue1) {
 }
 """
 _CLOSED_BY_TESTS = {"cpp": 1, "sh": 1, "java": 2, "cs": 2}
-
-
-def program(code: str, tests: str, language: str, word: str) -> str:
-    """`code` (prompt and completion), then `tests`, then saying `word` on a line of its own."""
-    match language:
-        case "cpp":
-            head, mark, body = tests.partition("int main() {")
-            body = re.sub(r"\}\s*\Z", f'    std::cout << "\\\\n{word}" << std::endl;\n}}\n', body)
-            return f"{code}\n{head}\n#undef NDEBUG\n#include <assert.h>\n#include <iostream>\n{mark}{body}"
-        case "java":
-            code, pair = pair_class(code)
-            main = (
-                "class Main {\n    public static void main(String[] given) throws Exception {\n"
-                "        ClassLoader.getSystemClassLoader().setDefaultAssertionStatus(true);\n"
-                f'        Problem.main(given);\n        System.out.println("\\n{word}");\n    }}\n}}\n'
-            )
-            return f"{code}\n{tests}\n{pair}{main}"
-        case "cs":
-            tests = tests.replace("Debug.Assert(", "Held(")
-            held = "    static void Held(bool held) { if (!held) Environment.Exit(1); }\n"
-            tests = re.sub(r"\}\s*\}\s*\Z", f'    Console.WriteLine("\\\\n{word}");\n    }}\n{held}}}\n', tests)
-            return f"{code}\n{tests}"
-        case "js" | "ts":
-            return f'{code}\n{tests}\nconsole.log("\\n{word}");\n'
-        case "php":
-            return f'{code}\n{tests}\necho "\\n{word}\\n";\n'
-        case _:  # sh
-            return f"{code}\n{tests}\necho\necho {word}\n"
 
 
 def pair_class(code: str) -> tuple[str, str]:

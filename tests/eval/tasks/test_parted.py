@@ -38,7 +38,7 @@ def test_calls_and_values_by_hand():
 def test_programs_hold_calls_or_values():
     tests = parted.parted(_JS, "js")
     assert tests is not None
-    calls = parted.calls("function f() {}", _JS, tests, "js", "m")
+    calls = parted.calls("function f() {}", "function f() {}", _JS, tests, "js", "m")
     assert 'rorqualShown("m", 0, candidate(")", [1]));' in calls and "[3, 4]" not in calls and "x)" not in calls
     compared = parted.comparison(_JS, tests, "js", "end-1")
     assert (

@@ -5,20 +5,7 @@ from __future__ import annotations
 from rorqual.eval.tasks import programs
 
 
-def test_c_sharp_checks_by_itself_and_says_the_word_last():
-    """Debug.Assert does nothing in a release build."""
-    tests = "    }\n    public static void Main(string[] args) {\n    Debug.Assert(Twice((2L)) == (4L));\n    }\n\n}\n"
-    made = programs.program("class Problem {\n    public static long Twice(long x) {\n        return 2 * x;\n", tests, "cs", "end-1")
-    assert made == (
-        "class Problem {\n    public static long Twice(long x) {\n        return 2 * x;\n\n    }\n    public static void Main(string[] args) {\n"
-        '    Held(Twice((2L)) == (4L));\n        Console.WriteLine("\\nend-1");\n    }\n'
-        "    static void Held(bool held) { if (!held) Environment.Exit(1); }\n}\n"
-    )
-
-
-def test_php_and_typescript():
-    assert programs.program("<?php\nfunction f($x) {\n  return 1;\n}", "test();", "php", "w").endswith('test();\necho "\\nw\\n";\n')
-    assert programs.program("function f() {}", "test();", "ts", "w") == 'function f() {}\ntest();\nconsole.log("\\nw");\n'
+def test_a_whole_answer_keeps_what_stands_above_the_function():
     whole = programs.joined("<?php\n// Twice\nfunction f($x) {\n", "<?php\nfunction f($x) { return 2 * $x; }", True, "php")
     assert whole == "<?php\nfunction f($x) { return 2 * $x; }\n"
 
