@@ -3,6 +3,7 @@
     python benchmarks/serve.py --config nano --peer transformers
     python benchmarks/serve.py --config mini --only mtp                 # drafts alone
     python benchmarks/serve.py --config runs/laptop                     # a run's or a model's folder: drafts of trained modules
+    python benchmarks/serve.py --config mini --device cuda              # model, cache and peer on a GPU, in BF16
 
 One JSON line per `what`; a configuration's weights are random, so its drafts are as good as chance. `decode_batch1_eager` keeps to PyTorch
 where the others use the compiled step; `path` says which one ran. For `mtp` the peer is our own plain decoding; r2 and rd are the costs of a
@@ -15,6 +16,7 @@ tokens included), seconds for start and prefix.
 from __future__ import annotations
 
 import argparse
+import copy
 import subprocess
 import sys
 import tempfile
@@ -28,7 +30,9 @@ import common
 import torch
 
 from rorqual.checkpoint import writer
+from rorqual.errors import RorqualError
 from rorqual.inference.engine import Engine
+from rorqual.inference.gpu import device_for
 from rorqual.inference.llm import LLM
 from rorqual.inference.params import SamplingParams
 from rorqual.kernels.decode import DecodeStep, Draws, Rows, whole
@@ -41,7 +45,8 @@ import sys
 from rorqual.checkpoint import hf
 from rorqual.inference.llm import LLM
 from rorqual.inference.params import SamplingParams
-LLM.from_model(hf.load(sys.argv[1])[0]).generate([5, 6, 7], SamplingParams(max_tokens=1, temperature=0))
+device = sys.argv[2]
+LLM.from_model(hf.load(sys.argv[1], weights="fp32" if device == "cpu" else "bf16", device=device)[0]).generate([5, 6, 7], SamplingParams(max_tokens=1, temperature=0))
 """
 
 
@@ -138,14 +143,15 @@ def step_costs(model: CausalLM, seconds: float) -> tuple[float, float]:
 
 
 def peer_decode(folder: Path, model: CausalLM, batch: int, tokens: int) -> Callable[[], object]:
-    """The same by transformers' generate, in FP32."""
+    """The same by transformers' generate, in the model's type on its device."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 
-    peer = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    ids = torch.tensor(prompts(model, batch, 32))
+    weight = model.head_weight
+    peer = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=weight.dtype).to(weight.device)
+    ids = torch.tensor(prompts(model, batch, 32), device=weight.device)
     settings: dict[str, Any] = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
 
     def call() -> None:
@@ -203,28 +209,41 @@ def trained_drafts(model: CausalLM, seconds: float) -> None:
         compare("mtp", mode, decode(model, given, tokens, mode, at_once=1), plain, len(given) * tokens, costs, seconds)
 
 
-def main() -> None:
+def device_of(name: str) -> str:
+    """The device of that name; ends with the reason where there is none."""
+    try:
+        return device_for(name)
+    except RorqualError as error:
+        raise SystemExit(f"benchmarks/serve.py: {error}") from None
+
+
+def main(arguments: list[str] | None = None) -> None:
     """Prints the lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="nano", help="a name of benchmarks/configs, a config.json, or the folder of a run or a model")
     parser.add_argument("--peer", choices=("transformers", "none"), default="transformers")
     parser.add_argument("--seconds", type=float, default=5.0, help="for each comparison")
     parser.add_argument("--only", choices=("mtp",), help="the lines about drafts alone")
-    args = parser.parse_args()
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda (cuda:1) where there is one")
+    args = parser.parse_args(arguments)
+    device = device_of(args.device)
     if Path(args.config).is_dir():
         from rorqual.cli.model_folder import load_folder
 
-        trained_drafts(load_folder(Path(args.config)).model, args.seconds)
+        trained_drafts(load_folder(Path(args.config), device=device).model, args.seconds)
         return
     model = CausalLM(common.load_config(args.config))
     model.init_weights(0)
+    on_cpu = model
+    if device != "cpu":
+        model = copy.deepcopy(model).to(device, torch.bfloat16)
     if args.only == "mtp":
         random_drafts(model, args.seconds)
         return
     with tempfile.TemporaryDirectory() as made:
-        folder = writer.export(model, None, Path(made) / "model")
+        folder = writer.export(on_cpu, None, Path(made) / "model")
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", START, str(folder)], check=True)
+        subprocess.run([sys.executable, "-c", START, str(folder), device], check=True)
         common.emit("start_seconds", time.perf_counter() - began, None, None)
         for what, batch, compiled in (("decode_batch1", 1, True), ("decode_batch1_eager", 1, False), ("decode_batch16", 16, True)):
             peer = None if args.peer == "none" else peer_decode(folder, model, batch, TOKENS)
