@@ -113,6 +113,14 @@ def fetch(task: Task, data: str, fields: Mapping[str, str], folder: Path, shots:
     names = _asked(home, lambda: list(datasets.get_dataset_split_names(home.name, home.config)))
     split = home.split or next((name for name in _ITEMS if name in names), names[0] if names else "train")
     rows, fingerprint = _rows(datasets, home, split)
+    missing = [name for name in task.fields if rows and name not in rows[0]]
+    if missing:
+        raise DataError(
+            f"data set {home.name} has no field {', '.join(map(repr, missing))}, which task {task.name} needs; it has {', '.join(map(str, rows[0]))}: "
+            f"say what stands for it, --fields {','.join(f'{name}=THEIRS' for name in missing)}"
+        )
+    if not rows:
+        raise DataError(f"split {split} of data set {home.name} has no rows; name another, hf:NAME:CONFIG:SPLIT")
     place = folder / task.name
     place.mkdir(parents=True, exist_ok=True)
     _write(place / "items.jsonl", rows)
@@ -146,18 +154,31 @@ def _asked(home: Home, ask: Callable[[], Any]) -> Any:
     try:
         return ask()
     except FileNotFoundError as error:
+        if Path(home.name).is_dir():
+            raise DataError(
+                f"folder {home.name} has no data files for `datasets` (Parquet, JSON, JSON lines, CSV): {_short(error)}"
+            ) from None
         raise DataError(f"{what} is not on the hub, nor a folder here ({_short(error)}); correct its name, or give a folder with --data PATH") from None  # fmt: skip
     except OSError as error:  # datasets' ConnectionError, its offline mode, HTTP errors
         raise DataError(
             f"{what} could not be fetched: no answer from the Hugging Face hub ({_short(error)}). Without a network give the files with --data PATH "
             "(`rorqual eval --list` shows which), or fetch once where there is one and set HF_HOME to that cache"
         ) from None
-    except (ValueError, RuntimeError) as error:  # unknown configuration or split; a script instead of data
+    except Exception as error:  # unknown configuration or split; a script instead of data; files that are broken or do not fit together
+        if not isinstance(error, (ValueError, RuntimeError)) and not type(error).__module__.startswith("datasets."):
+            raise
         raise DataError(f"{what} cannot be read: {_short(error)}") from None
 
 
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def _short(error: BaseException) -> str:
+    """What it says, and what it came from."""
+    said = " ".join(str(error).split())[:300] or type(error).__name__
+    while error.__cause__ is not None:
+        error = error.__cause__
+        first = " ".join(str(error).split())[:200]
+        if first and first not in said:
+            said = f"{said.rstrip('.')}: {first}"
+    return said
 
 
 def _mapped(home: Home, row: Row) -> Row:

@@ -55,7 +55,7 @@ def test_a_name_a_configuration_and_a_split(monkeypatch, tmp_path):
 def test_each_task_has_its_home(monkeypatch, tmp_path):
     """The home's configuration also stands where its data set is named; grouped tasks take the whole split for shots."""
     row = {"question": "q", "choices": ["a", "b", "c", "d"], "answer": 1, "subject": "law"}
-    loader = _use(monkeypatch, Loader({"auxiliary_train": [], "test": [row], "validation": [], "dev": [row] * 5}))
+    loader = _use(monkeypatch, Loader({"auxiliary_train": [], "test": [row], "validation": [row], "dev": [row] * 5}))
     task, _ = hub.fetch(catalog.task("mmlu"), "hf", {}, tmp_path)
     assert loader.asked == [("cais/mmlu", "all", "test"), ("cais/mmlu", "all", "dev")] and len(task.items(tmp_path)) == 1
     hub.fetch(catalog.task("mmlu"), "hf:cais/mmlu::validation", {}, tmp_path, shots=0)
@@ -125,6 +125,54 @@ def test_a_local_folder_of_parquet_files(monkeypatch, tmp_path):
         hub.fetch(catalog.task("gsm8k"), f"hf:{folder}::dev", FIELDS, tmp_path / "rows")
     with pytest.raises(DataError, match="is not on the hub, nor a folder here|could not be fetched"):
         hub.fetch(catalog.task("gsm8k"), "hf:nobody/nothing", FIELDS, tmp_path / "rows")
+
+
+def test_a_field_that_the_task_needs_and_an_empty_split(monkeypatch, tmp_path):
+    _use(monkeypatch, Loader({"test": SUMS}))
+    with pytest.raises(DataError, match="has no field 'question', 'answer', which task gsm8k needs; it has problem, solution: .* --fields question=THEIRS,answer=THEIRS"):  # fmt: skip
+        hub.fetch(catalog.task("gsm8k"), "hf:a/b", {}, tmp_path)
+    _use(monkeypatch, Loader({"test": []}))
+    with pytest.raises(DataError, match="split test of data set a/b has no rows"):
+        hub.fetch(catalog.task("gsm8k"), "hf:a/b", FIELDS, tmp_path)
+
+
+ROWS = '{"question": "1+1?", "answer": "#### 2"}\n'
+WRONG = {
+    "broken": ({"test.jsonl": '{"question": \n'}, "", "cannot be read: .*JSON parse error"),
+    "mixed": ({"test-0.jsonl": ROWS, "test-1.jsonl": '{"other": 1}\n'}, "", "cannot be read: .*column names don't match"),
+    "no parquet": ({"test.parquet": "this is text"}, "", "cannot be read: .*Parquet magic bytes not found"),
+    "empty": ({"notes.unknown": ""}, "", "has no data files for `datasets` .Parquet, JSON, JSON lines, CSV."),
+    "script": ({"set.py": "import datasets"}, "", "cannot be read: Dataset scripts are no longer supported"),
+    "configuration": ({"test.jsonl": ROWS}, ":easy", "cannot be read: BuilderConfig 'easy' not found"),
+    "split": ({"test.jsonl": ROWS}, "::dev", "cannot be read: Unknown split"),
+    "field": ({"test.jsonl": '{"problem": "1+1?"}\n'}, "", "has no field 'question', 'answer', which task gsm8k needs; it has problem"),
+}
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", WRONG)
+def test_folders_that_datasets_cannot_read(monkeypatch, tmp_path, name):
+    pytest.importorskip("datasets", reason="Hugging Face datasets come with the extra eval")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    files, rest, message = WRONG[name]
+    (tmp_path / "set").mkdir()
+    for file, text in files.items():
+        (tmp_path / "set" / file).write_text(text)
+    with pytest.raises(DataError, match=message):
+        hub.fetch(catalog.task("gsm8k"), f"hf:{tmp_path / 'set'}{rest}", {}, tmp_path / "rows", shots=0)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    ("file", "text"), [("test.jsonl", ROWS), ("test.json", f"[{ROWS}]"), ("test.csv", "question,answer\n1+1?,#### 2\n")]
+)
+def test_local_folders_of_text_files(monkeypatch, tmp_path, file, text):
+    pytest.importorskip("datasets", reason="Hugging Face datasets come with the extra eval")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / file).write_text(text)
+    task, _ = hub.fetch(catalog.task("gsm8k"), f"hf:{tmp_path / 'set'}", {}, tmp_path / "rows", shots=0)
+    assert [item.prompt for item in task.items(tmp_path / "rows", 0)] == ["Question: 1+1?\nAnswer:"]
 
 
 def test_the_command_reads_a_data_set(monkeypatch, tmp_path, capsys):

@@ -2,6 +2,11 @@
 
 The answer is what stands in the last \\boxed{} of the text; a base model's "final answer is $...$" counts where there is no box. Values are
 compared by `math-verify` in a killable process.
+
+The report gives the number of shots (4), not the examples. They are the first four rows of the user's file of training problems, solutions as the
+data set has them. lm-eval's `minerva_math` has four fixed examples instead, with solutions rewritten to end in a sentence of their own, and
+those texts are not part of this package: `rorqual eval DIR --harness lm-eval --tasks minerva_math` asks with them. A file of four rows of one's
+own choice as math/train.jsonl makes other shots; the hash of the prompts in the result tells which were used.
 """
 
 from __future__ import annotations
