@@ -202,7 +202,7 @@ class Engine:
             return out
         decoding = all(one.sequence.computed == len(one.sequence.tokens) - 1 for one in work)
         self._propose(work)
-        made = self.runner.forward(work, decoding and speculates)
+        made = self.runner.forward(work, decoding and speculates and (not self.auto or self._switch.speculates(1)))
         before = self._counts.generation_tokens
         out += self._finish_step(work, made, speculates)
         self._counts.steps += 1

@@ -22,18 +22,20 @@ GAIN = 0.03
 
 
 class DraftSwitch:
-    """In turns at first; then the cheaper way, with a look at the other one now and then, so that both costs stay known."""
+    """A few steps of each at first; then the cheaper way, with a look at the other one now and then, so that both costs stay known."""
 
     def __init__(self) -> None:
         self._chosen, self._steps = True, 0
         self._left, self._every, self._next = 2 * PROBE_STEPS, PROBE_EVERY, 0
         self._taken = {way: deque[tuple[float, int, int]](maxlen=PROBE_EVERY) for way in (False, True)}
 
-    def speculates(self) -> bool:
-        """Whether the next step should draft."""
-        if self._steps < 2 * PROBE_STEPS:
-            return self._steps % 2 == 1
-        return self._chosen != (self._left > 0)
+    def speculates(self, ahead: int = 0) -> bool:
+        """Whether the next step should draft, or the one `ahead` (0 or 1) steps later, where no decision falls in between."""
+        steps = self._steps + ahead
+        if steps < 2 * PROBE_STEPS:
+            return steps >= PROBE_STEPS
+        looks = self._left > ahead or (self._left == 0 and steps >= self._next)
+        return self._chosen != looks
 
     def measure(self, speculated: bool, seconds: float, rows: int, tokens: int) -> None:
         """Notes a decoding step of `rows` sequences that gave `tokens`; after each look, decides anew."""

@@ -9,10 +9,11 @@ def run(switch: DraftSwitch, steps: int, cost: float, tokens: float, busy: int =
     """Plain steps of 1 s and one token; with drafts `cost` s and `tokens` tokens on average. Every `busy`-th step takes 20 s more."""
     ways, owed = [], 0.0
     for number in range(steps):
-        way = switch.speculates()
+        way, later = switch.speculates(), switch.speculates(1)
         ways.append(way)
-        owed = owed % 1 + tokens - 1 if way else owed
+        chosen, owed = switch._chosen, owed % 1 + tokens - 1 if way else owed
         switch.measure(way, (cost if way else 1.0) + (20.0 if busy and number % busy == 0 else 0.0), 1, 1 + int(owed) if way else 1)
+        assert later == switch.speculates() or switch._chosen != chosen
     return ways
 
 
@@ -22,7 +23,7 @@ def run(switch: DraftSwitch, steps: int, cost: float, tokens: float, busy: int =
 @pytest.mark.parametrize("busy", [0, 7])
 def test_the_cheaper_way_is_taken(cost, tokens, pays, busy):
     ways = run(DraftSwitch(), 1000, cost, tokens, busy)
-    assert ways[:6] == [False, True] * 3
+    assert ways[:6] == [False] * 3 + [True] * 3
     assert ways.count(pays) > 950
 
 
