@@ -3,42 +3,13 @@
 // A run is a stretch of one row whose positions see each other alone (packed samples); its arithmetic depends on its own positions only.
 // Letters: b rows, s positions, h heads, d width of q and k, c width of v, t keys. q, k [b, h, s, d], v [b, h, s, c], out [b, s, h, c].
 
-#include <cstdlib>
-
-#include "lanes.h"
+#include "tiles.h"
 
 namespace {
 
 constexpr long BLOCK = 64;  // query rows that share a pass over the keys
 constexpr long LINE = 16;   // numbers in a line of the cache; rows of scores take an odd number of lines, so that a column spreads over the cache
 constexpr int TALL = 8;     // rows of a tile; every block of rows is filled up to them
-constexpr int WIDE = 3;     // vectors of a tile
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int SUMS = 8;  // rows of a tile whose sums are held in registers: 32 of them
-#else
-constexpr int SUMS = 4;
-#endif
-
-inline long up(long n, long to) { return (n + to - 1) / to * to; }
-inline long least(long a, long b) { return a < b ? a : b; }
-
-// R rows and V vectors of c (+)= sum over i < k of a(r, i) b[i], where a(r, i) stands at a[r * row + i * step]
-template <int R, int V, bool ADD>
-inline void tile(const float* a, long row, long step, const float* b, long ldb, float* c, long ldc, long k) {
-  vec sum[R][V];
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) sum[r][v] = ADD ? load(c + r * ldc + v * WIDTH) : vec{};
-  for (long i = 0; i < k; ++i) {
-    vec w[V];
-    for (int v = 0; v < V; ++v) w[v] = load(b + i * ldb + v * WIDTH);
-    const float* x = a + i * step;
-    for (int r = 0; r < R; ++r)
-      for (int v = 0; v < V; ++v) sum[r][v] += x[r * row] * w[v];
-  }
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) store(c + r * ldc + v * WIDTH, sum[r][v]);
-}
-
 // TALL rows by n columns, n a multiple of WIDTH
 template <bool ADD>
 inline void strip(const float* a, long row, long step, const float* b, long ldb, float* c, long ldc, long n, long k) {
@@ -50,13 +21,6 @@ inline void strip(const float* a, long row, long step, const float* b, long ldb,
     if (j + 2 * WIDTH <= n) tile<SUMS, 2, ADD>(x, row, step, b + j, ldb, y + j, ldc, k), j += 2 * WIDTH;
     if (j < n) tile<SUMS, 1, ADD>(x, row, step, b + j, ldb, y + j, ldc, k);
   }
-}
-
-// x [t, w] -> y [w, tp], zeros behind t
-void turn_over(const float* x, long t, long w, float* y, long tp) {
-  for (long i = 0; i < w; ++i) std::memset(y + i * tp + t, 0, sizeof(float) * (tp - t));
-  for (long j = 0; j < t; ++j)
-    for (long i = 0; i < w; ++i) y[i * tp + j] = x[j * w + i];
 }
 
 // n rows of w, `ld` apart, -> rows of wp filled up with zeros, and zero rows up to `all`
@@ -243,23 +207,7 @@ template <class Size, class One>
 bool for_each(const int64_t* runs, long n, long h, Size size, One one) {
   long longest = 0;
   for (long i = 0; i < n; ++i) longest = runs[3 * i + 2] > longest ? runs[3 * i + 2] : longest;
-  const long bytes = up(sizeof(float) * size(longest), 64);
-  bool enough = true;
-#pragma omp parallel
-  {
-    float* scratch = static_cast<float*>(std::aligned_alloc(64, bytes));
-    if (!scratch) {
-#pragma omp atomic write
-      enough = false;
-    }
-#pragma omp barrier
-    if (enough) {
-#pragma omp for schedule(dynamic)
-      for (long i = 0; i < n * h; ++i) one(run_of(runs, i / h), i % h, scratch);
-    }
-    std::free(scratch);
-  }
-  return enough;
+  return with_scratch(n * h, size(longest), [&](long i, float* scratch) { one(run_of(runs, i / h), i % h, scratch); });
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""The compiled CPU kernels (native.cpp, attention.cpp, fp8.cpp) as functions on FP32 tensors, with their gradients.
+"""The compiled CPU kernels (native.cpp, attention.cpp, grouped.cpp, fp8.cpp) as functions on FP32 tensors, with their gradients.
 
 Each has the signature of its namesake in reference.py. `library()` builds on first use; a self-test against the reference
 decides whether the result is trusted. Shape letters as in reference.py.
@@ -189,7 +189,9 @@ class _CausalAttention(torch.autograd.Function):
 
 def _enough(served: int) -> None:
     if not served:
-        raise MemoryError("attention found no memory for the scores of a block of query rows: shorten the sequences or free memory")
+        raise MemoryError(
+            "a compiled kernel found no memory for its scratch (scores of 64 query rows, or one expert's weights): free memory or shorten the sequences"
+        )
 
 
 def causal_attention(
@@ -203,6 +205,32 @@ def causal_attention(
     whole = ((q.shape[2],),) * q.shape[0] if runs is None else runs
     table = [(row, sum(lengths[:place]), length) for row, lengths in enumerate(whole) for place, length in enumerate(lengths)]
     return _CausalAttention.apply(q, k, v, float(scale), torch.tensor(table, dtype=torch.int64).view(-1, 3))
+
+
+def grouped_fprop(x: Float[Tensor, "w i"], weight: Float[Tensor, "e o i"], offs: Int[Tensor, " e"]) -> Float[Tensor, "w o"]:
+    """See reference.grouped_fprop; widths are multiples of 16. A row's bits do not depend on the other rows."""
+    e, o, i = weight.shape
+    out = torch.empty(x.shape[0], o)
+    _enough(_call("rq_grouped_fprop", x.contiguous(), weight.contiguous(), offs, out, e, i, o))
+    return out
+
+
+def grouped_dgrad(dy: Float[Tensor, "w o"], weight: Float[Tensor, "e o i"], offs: Int[Tensor, " e"]) -> Float[Tensor, "w i"]:
+    """See reference.grouped_dgrad; the same."""
+    e, o, i = weight.shape
+    out = torch.empty(dy.shape[0], i)
+    _call("rq_grouped_dgrad", dy.contiguous(), weight.contiguous(), offs, out, e, i, o)
+    return out
+
+
+def grouped_wgrad(
+    dy: Float[Tensor, "w o"], x: Float[Tensor, "w i"], offs: Int[Tensor, " e"], weight: Float[Tensor, "e o i"]
+) -> Float[Tensor, "e o i"]:
+    """See reference.grouped_wgrad; the same widths."""
+    e, o, i = weight.shape
+    out = torch.empty(weight.shape)
+    _call("rq_grouped_wgrad", dy.contiguous(), x.contiguous(), offs, out, e, i, o)
+    return out
 
 
 def top_k(x: Float[Tensor, "... e"], k: int) -> tuple[Float[Tensor, "... k"], Int[Tensor, "... k"]]:

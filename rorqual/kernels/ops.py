@@ -41,6 +41,8 @@ __all__ = [
     "top_k",
 ]
 
+_TURNED = 1 << 18  # elements of the largest expert whose weights the compiled kernel turns over before it multiplies: a megabyte of cache
+
 
 def rms_norm(x: Float[Tensor, "... m"], weight: Float[Tensor, " m"], eps: float) -> Float[Tensor, "... m"]:
     """x / sqrt(mean(x^2) + eps) * weight; statistics in FP32."""
@@ -146,18 +148,24 @@ def _grouped_mm_runs(x: Tensor, *widths: int) -> bool:
     return x.device.type == "cuda" and x.dtype == torch.bfloat16 and all(w * x.element_size() % 16 == 0 for w in widths)
 
 
+def _grouped_kernels(weight: Tensor, *rows: Tensor) -> ModuleType:
+    """The compiled GEMMs of experts take widths in whole lines of the cache."""
+    return native if weight.shape[1] % 16 == 0 and weight.shape[2] % 16 == 0 and native.usable(weight, *rows) else reference
+
+
 def grouped_fprop(x: Float[Tensor, "w i"], weight: Float[Tensor, "e o i"], offs: Int[Tensor, " e"]) -> Float[Tensor, "w o"]:
     """Rows of expert e times weight[e]^T. offs[-1] must be the row count: rows past it would be garbage in the library's version."""
     if _grouped_mm_runs(x, *weight.shape[1:]):
         return torch.nn.functional.grouped_mm(x, weight.transpose(-2, -1), offs=offs)
-    return reference.grouped_fprop(x, weight, offs)
+    kernels = _grouped_kernels(weight, x) if weight[0].numel() <= _TURNED else reference
+    return kernels.grouped_fprop(x, weight, offs)
 
 
 def grouped_dgrad(dy: Float[Tensor, "w o"], weight: Float[Tensor, "e o i"], offs: Int[Tensor, " e"]) -> Float[Tensor, "w i"]:
     """Rows of expert e times weight[e]."""
     if _grouped_mm_runs(dy, *weight.shape[1:]):
         return torch.nn.functional.grouped_mm(dy, weight, offs=offs)
-    return reference.grouped_dgrad(dy, weight, offs)
+    return _grouped_kernels(weight, dy).grouped_dgrad(dy, weight, offs)
 
 
 def grouped_wgrad(
@@ -165,7 +173,7 @@ def grouped_wgrad(
 ) -> Float[Tensor, "e o i"]:
     """dy^T x over the rows of each expert; exactly zero for experts without rows, which the library's version leaves undefined."""
     if not _grouped_mm_runs(x, *weight.shape[1:]):
-        return reference.grouped_wgrad(dy, x, offs, weight)
+        return _grouped_kernels(weight, dy, x).grouped_wgrad(dy, x, offs, weight)
     grad = torch.nn.functional.grouped_mm(dy.t(), x, offs=offs)
     empty = torch.diff(offs, prepend=offs.new_zeros(1)) == 0
     return grad.masked_fill_(empty.view(-1, 1, 1), 0.0)
@@ -198,11 +206,15 @@ def backend_report() -> list[dict[str, str]]:
     report.append(
         {"op": "attention", "backend": causal, "why": "half the square is enough under a causal mask, and its scores stay in the cache"}
     )
-    grouped = (
-        ("F.grouped_mm", "CUDA device, BF16")
-        if gpu
-        else ("one GEMM per expert", "no CUDA device; on a CPU a GEMM per expert into one buffer is faster than grouped_mm")
-    )
+    if gpu:
+        grouped = ("F.grouped_mm", "CUDA device, BF16")
+    elif built.library is not None:
+        grouped = (
+            "compiled C++ for widths of whole 16s, else one GEMM per expert",
+            "tiles in registers reach the ceiling on an expert's few rows",
+        )
+    else:
+        grouped = ("one GEMM per expert", "no CUDA device; on a CPU a GEMM per expert into one buffer is faster than grouped_mm")
     report.append({"op": "grouped GEMM", "backend": grouped[0], "why": grouped[1]})
     without = row_kernels("cuda")[1]
     if without is None:

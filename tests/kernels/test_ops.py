@@ -209,3 +209,33 @@ def test_scores_far_apart_and_equal_ones_by_hand() -> None:
     q, v = torch.tensor([[[[0.0], [200.0], [0.0]]]]), torch.tensor([[[[1.0], [4.0], [7.0]]]])
     k = torch.tensor([[[[0.0], [1.0], [5.0]]]])
     assert ops.attention(q, k, v, 1.0, None).flatten().tolist() == pytest.approx([1.0, 4.0, 4.0])
+
+
+@compiled
+@pytest.mark.parametrize(("inputs", "outputs"), [(16, 32), (48, 16), (272, 80)])
+def test_grouped_gemms_of_the_experts(inputs: int, outputs: int) -> None:
+    """Few and many rows, experts without any, more terms than a pass takes; widths that are no whole 16s go to the reference."""
+    for width in (inputs, inputs - 4):
+        counts = torch.tensor([0, 1, 130, 0, 7, 300, 64])
+        offs, rows = counts.cumsum(0).to(torch.int32), int(counts.sum())
+        x, dy, weight = (
+            torch.randn(rows, width, generator=G),
+            torch.randn(rows, outputs, generator=G),
+            torch.randn(7, outputs, width, generator=G),
+        )
+        torch.testing.assert_close(ops.grouped_fprop(x, weight, offs), reference.grouped_fprop(x, weight, offs), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ops.grouped_dgrad(dy, weight, offs), reference.grouped_dgrad(dy, weight, offs), atol=1e-4, rtol=1e-4)
+        got = ops.grouped_wgrad(dy, x, offs, weight)
+        torch.testing.assert_close(got, reference.grouped_wgrad(dy, x, offs, weight), atol=1e-3, rtol=1e-4)
+        assert not got[0].any() and not got[3].any()
+
+
+@compiled
+def test_a_row_of_an_expert_has_the_bits_it_has_alone() -> None:
+    x, dy, weight = torch.randn(77, 96, generator=G), torch.randn(77, 48, generator=G), torch.randn(2, 48, 96, generator=G)
+    offs = torch.tensor([70, 77], dtype=torch.int32)
+    y, dx = ops.grouped_fprop(x, weight, offs), ops.grouped_dgrad(dy, weight, offs)
+    for row in (0, 33, 69, 76):
+        alone = torch.tensor([1, 1] if row < 70 else [0, 1], dtype=torch.int32)
+        assert torch.equal(ops.grouped_fprop(x[row : row + 1], weight, alone)[0], y[row])
+        assert torch.equal(ops.grouped_dgrad(dy[row : row + 1], weight, alone)[0], dx[row])

@@ -1,7 +1,7 @@
 """FLOPs of the planner beside those of the real model: torch's counter over forward and backward, for random configurations, exactly.
 
-The counter sees every GEMM on a CPU, the experts' too, since there each is an `mm` of its own (`grouped_mm` would count as nothing).
-The counter cannot look into the compiled attention, so GEMMs of one query row each stand in for it here, which is the exact triangle:
+The counter cannot look into compiled kernels: the experts' GEMMs are those of the reference here, each an `mm` of its own (`grouped_mm` would
+count as nothing), and GEMMs of one query row each stand in for attention, which is the exact triangle:
 T (T + 1) / 2 keys for T tokens where the planner's convention has T^2 / 2; one block of all rows is the full square.
 """
 
@@ -12,7 +12,7 @@ import random
 import pytest
 
 from rorqual.config import ModelConfig
-from rorqual.kernels import ops
+from rorqual.kernels import ops, reference
 from rorqual.model.mla import MLA
 from rorqual.model.transformer import CausalLM
 from rorqual.planner.flops import attention_flops_per_token, decode_flops_per_token, forward_flops_per_token, train_flops_per_token
@@ -82,6 +82,11 @@ def planned(config: ModelConfig, length: int, mtp: bool) -> float:
             one, seen, 1
         )
     return total
+
+
+@pytest.fixture(autouse=True)
+def _countable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "_grouped_kernels", lambda *tensors: reference)
 
 
 @pytest.mark.parametrize("seed", range(12))
