@@ -15,31 +15,53 @@ from collections.abc import Iterable, Mapping
 from rorqual.eval.tasks.parted import closing
 
 _TESTS = {
-    "rust": r"#\[test\]\s*(?:#\[ignore[^\]]*\]\s*)?fn (?P<name>\w+)\(\)",
+    "rust": r"#\[test\]\s*(?:(?:#\[[^\]]*\]|///[^\n]*)\s*)*fn (?P<name>\w+)\(\)",
+    "go": r"^func (?P<name>Test\w+)\(\w+ \*testing\.T\)",
     "cpp": r'TEST_CASE\(\s*"(?P<name>(?:[^"\\]|\\.)*)"',
     "java": r"@Test\s+(?:@\w+(?:\([^)]*\))?\s+)*(?:public\s+)?void (?P<name>\w+)\(",
     "javascript": r"\bx?(?:test|it)\(\s*(?P<quote>['\"`])(?P<name>(?:(?!(?P=quote))[^\\]|\\.)*)(?P=quote),",
 }
 _TURNS = {
-    "rust": ((r"\bassert_eq!\(", "assert_ne!("), (r"\bassert_ne!\(", "assert_eq!(")),
-    "cpp": ((r"\bREQUIRE\(", "REQUIRE_FALSE("), (r"\bREQUIRE_FALSE\(", "REQUIRE("), (r"\bCHECK\(", "CHECK_FALSE(")),
+    "rust": (
+        (r"\bassert_eq!\(", "assert_ne!("), (r"\bassert_ne!\(", "assert_eq!("), (r"\bassert!\((?=[^=<>|;]*\);)", "assert!(false == "),
+    ),
+    "cpp": (
+        (r"\bREQUIRE\(", "REQUIRE_FALSE("), (r"\bREQUIRE_FALSE\(", "REQUIRE("), (r"\bCHECK\(", "CHECK_FALSE("),
+        (r"\bREQUIRE_THAT\([^;]*?,\s*(?=Catch::)", r"\g<0>!"),
+    ),
+    "go": (  # an `if` whose block fails the test by a statement of its own
+        (r"(?m)^(?P<tab>\t*)if (?P<before>[^{}\n;]*; ?)?(?P<test>[^{}\n;]+?) \{(?=\n(?:(?P=tab)\t.*\n|\n)*?(?P=tab)\tt\.(?:Error|Fatal|Fail))",
+         r"\g<tab>if \g<before>!(\g<test>) {"),
+    ),
     "java": (
         (r"\bassertEquals\(", "assertNotEquals("), (r"\bassertTrue\(", "assertFalse("), (r"\bassertFalse\(", "assertTrue("), (r"\.isEqualTo\(", ".isNotEqualTo("),
-        (r"\.isTrue\(\)", ".isFalse()"), (r"\.isFalse\(\)", ".isTrue()"),
+        (r"\.isTrue\(\)", ".isFalse()"), (r"\.isFalse\(\)", ".isTrue()"), (r"\.isCloseTo\(", ".isNotCloseTo("), (r"\.isEmpty\(\)", ".isNotEmpty()"),
+        (r"\.containsExactlyElementsOf\(", ".doesNotContainAnyElementsOf("), (r"\.contains(?:Exactly|Only)\(", ".doesNotContain("),
     ),
-    "javascript": ((r"\)\.not\.to(?=[A-Z])", ").to"), (r"\)\.to(?=[A-Z])", ").not.to")),
+    "javascript": ((r"\)\.not\.to(?=[A-Z])", ").to"), (r"\)(?P<how>\s*\.resolves)?\.to(?=[A-Z])", r")\g<how>.not.to")),
 }  # fmt: skip
+_HELPERS = {  # functions of a test file that make assertions for several tests
+    "rust": r"^fn (?P<name>\w+)\((?=\w)",
+    "cpp": r"^(?:template\s*<[^>]*>\s*)?(?:static |inline )*void (?P<name>\w+)\((?=[^)])",
+    "java": r"^ +(?:(?:private|public|static|final) )*void (?P<name>\w+)\((?=[^)])",
+    "go": r"^func (?P<name>\w+)\(t \*testing\.T, ",
+}
 _REACHES = {
     "rust": r"\binclude(?:_str|_bytes)?!|\bfs::|\bprocess::|\benv::|\bnet::|\bunsafe\b|\basm!|\bextern\s+\"C|\bno_mangle\b|#!\[no_main|\bbuild\s*=|\bproc-macro\b",
     "cpp": r"#\s*include\s*<(?:fstream|filesystem|cstdlib|stdlib\.h|unistd\.h|fcntl\.h|csignal|signal\.h|dlfcn\.h|sys/\w+\.h)>"
     r"|#\s*(?:undef|pragma\s+(?:push|pop)_macro)|#\s*define\s+(?:REQUIRE|CHECK|TEST_CASE|SECTION|main)\b|\bcatch2?\.hpp\b|\bCatch\s*::|\basm\b|__asm|\bsyscall\b"
     r"|\b(?:quick_|_)?exit\s*\(|\b_Exit\s*\(|\babort\s*\(|\batexit\b|__attribute__|\[\[gnu::constructor|\bfopen\b|\bifstream\b|\bmmap\b",
-    "go": r'"(?:os|syscall|unsafe|reflect|runtime|plugin|io/ioutil|embed|testing|net|os/\w+)"|//go:(?:embed|linkname)|import\s+"C"',
+    "go": r"//go:\w+",
     "java": r"\bjava\.(?:io\.(?:File|RandomAccess)|nio\.file|lang\.reflect|lang\.invoke|net)\b|\bRuntime\.getRuntime|\bProcessBuilder\b|\bSystem\s*\.\s*(?:exit|getenv|getProperty|setOut|setErr)\b"
     r"|\bClassLoader\b|\bClass\.forName|\bgetDeclared\w+\(|\bUnsafe\b|\bStackWalker\b|\borg\.(?:junit|assertj|opentest4j)\b|\bThread\.currentThread\(\)\.getStackTrace",
     "javascript": r"\brequire\s*\(|\bprocess\s*[.\[]|\bimport\s*\(|['\"`](?:node:|fs\b|vm['\"`]|child_process)|\bglobalThis\b|\bglobal\s*[.\[]|\beval\s*\(|\bnew\s+Function\b|\bFunction\s*\("
     r"|\bconstructor\s*(?:\.|\[['\"`])\s*constructor|\b(?:expect|jest|describe|beforeEach|afterEach|beforeAll|afterAll)\s*[.(=]|\bmodule\.paths\b|__filename|__dirname",
 }  # fmt: skip
+_GO_PURE = frozenset(
+    "bufio bytes cmp container/heap container/list container/ring context encoding/csv encoding/hex encoding/json errors fmt hash/fnv io iter maps math math/big "
+    "math/bits math/cmplx math/rand math/rand/v2 regexp slices sort strconv strings sync sync/atomic text/tabwriter time unicode unicode/utf16 unicode/utf8".split()
+)  # fmt: skip
+"""What of Go's library touches neither files nor the process: no other can be imported, since many can read files by some way."""
 _COMMENTS = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
@@ -69,16 +91,66 @@ def names_tests(language: str, text: str, tests: Iterable[str], own: Iterable[st
 def _all(language: str, text: str) -> list[str]:
     if language not in _REACHES:
         return []
-    bare = text if language == "go" else _COMMENTS.sub(" ", text)  # Go's embed and linkname are comments
-    return [one[0].strip() for one in re.finditer(_REACHES[language], bare)]
+    bare = text if language == "go" else _COMMENTS.sub(" ", text)  # Go's directives are comments
+    found = [one[0].strip() for one in re.finditer(_REACHES[language], bare)]
+    if language == "go":
+        code = _COMMENTS.sub(" ", text)
+        groups = re.findall(r"^\s*import\s*\(([^)]*)\)", code, re.MULTILINE) + re.findall(r"^\s*import\s*([^(\n]+)$", code, re.MULTILINE)
+        found += [f'"{name}"' for group in groups for name in re.findall(r'["`]([^"`]+)["`]', group) if name not in _GO_PURE]
+    return found
+
+
+def telling(language: str, text: str, word: str) -> str:
+    """Go: the tests of a file, each saying on standard error behind `word` how it ended; other languages' runners say so themselves."""
+    if language != "go":
+        return text
+    say = 'println("\\n%s %s %s")'
+    return re.sub(
+        r"^func (Test\w+)\((\w+) \*testing\.T\) \{",
+        lambda one: (
+            f"{one[0]}\n\tdefer func() {{\n\t\tif {one[2]}.Failed() {{\n\t\t\t{say % (word, 'failed', one[1])}\n\t\t}} else {{\n"
+            f"\t\t\t{say % (word, 'passed', one[1])}\n\t\t}}\n\t}}()"
+        ),
+        text,
+        flags=re.MULTILINE,
+    )
+
+
+def _helped(language: str, text: str) -> tuple[str, list[str]]:
+    """The text with a turned copy, `turned_NAME`, behind every helper whose own assertion can be turned, and the helpers' names."""
+    names: list[str] = []
+    for _ in range(2):  # those that make assertions themselves, then those that call them
+        known = list(names)
+        for one in reversed(list(re.finditer(_HELPERS.get(language, r"(?!)"), text, re.MULTILINE))):
+            start = text.find("{", one.end()) + 1
+            if not start or one["name"].removeprefix("turned_") in names or "@Test" in text[max(0, one.start() - 40) : one.end()]:
+                continue
+            end = closing(text, start, language, "}") if language == "java" else text.find("\n}", start) + 1
+            hits = _hits(language, text[start:end], known)
+            if end <= start or not hits:
+                continue
+            first, new = min(hits, key=lambda hit: hit[0].start())
+            head = text[one.start() : start].replace(one["name"], f"turned_{one['name']}", 1)
+            copy = head + text[start : start + first.start()] + new + text[start + first.end() : end + 1]
+            text = f"{text[: end + 1]}\n{copy}\n{text[end + 1 :]}"
+            names.append(one["name"])
+    return text, names
+
+
+def _hits(language: str, body: str, helpers: Iterable[str]) -> list[tuple[re.Match[str], str]]:
+    """The first place of each kind that can be turned in the body of a test, and what stands there then."""
+    turns = [*_TURNS[language], *((rf"\b{name}(?=\s*[(<])", f"turned_{name}") for name in helpers)]
+    return [(match, match.expand(new)) for old, new in turns if (match := re.search(old, body))]
 
 
 def turned(language: str, tests: Mapping[str, str]) -> tuple[dict[str, str], set[str]]:
     """(the tests with some turned around, the names of those); no name where none can be turned."""
-    out, names = dict(tests), set[str]()
+    names = set[str]()
     if language not in _TESTS:
-        return out, names
-    pieces = {file: _pieces(language, text) for file, text in tests.items()}
+        return dict(tests), names
+    helped = {file: _helped(language, text) for file, text in tests.items()}
+    out = {file: text for file, (text, _) in helped.items()}
+    pieces = {file: _pieces(language, text, helpers) for file, (text, helpers) in helped.items()}
     every = [name for some in pieces.values() for name, *_ in some]
     able = [
         one
@@ -87,7 +159,7 @@ def turned(language: str, tests: Mapping[str, str]) -> tuple[dict[str, str], set
         if one[2] is not None and every.count(one[1]) == 1
     ]
     if not able:
-        return out, names
+        return dict(tests), names
     surely = secrets.randbelow(len(able))
     chosen = [one for number, one in enumerate(able) if number == surely or secrets.randbelow(2)]
     for file, name, place in sorted(chosen, key=lambda one: (one[0], -(one[2] or (0,))[0])):  # from the end, so that places stay
@@ -98,15 +170,15 @@ def turned(language: str, tests: Mapping[str, str]) -> tuple[dict[str, str], set
     return out, names
 
 
-def _pieces(language: str, text: str) -> list[tuple[str, tuple[int, int, str] | None]]:
+def _pieces(language: str, text: str, helpers: Iterable[str] = ()) -> list[tuple[str, tuple[int, int, str] | None]]:
     """(name, (start, end, new text) of its first assertion, None if that cannot be turned) of every test of a file."""
-    found = list(re.finditer(_TESTS[language], text))
+    found = list(re.finditer(_TESTS[language], text, re.MULTILINE))
     out: list[tuple[str, tuple[int, int, str] | None]] = []
     for number, one in enumerate(found):
         end = found[number + 1].start() if number + 1 < len(found) else len(text)
         body = _body(language, text[one.end() : end])
         name = re.sub(r"\\(.)", r"\1", one["name"])
-        hits = [(match, new) for old, new in _TURNS[language] if (match := re.search(old, body))]
+        hits = _hits(language, body, helpers)
         first = min(hits, key=lambda hit: hit[0].start(), default=None)
         if first is None or re.search(r"should_panic|\bskip\b|\.each\b|@ParameterizedTest", text[max(0, one.start() - 60) : one.end()]):
             out.append((name, None))
@@ -117,7 +189,7 @@ def _pieces(language: str, text: str) -> list[tuple[str, tuple[int, int, str] | 
 
 def _body(language: str, text: str) -> str:
     """Up to the end of the test's function: what helpers assert that stand behind it is not surely reached."""
-    if language == "rust":
+    if language in ("rust", "go"):
         return text.partition("\n}")[0]
     if language in ("cpp", "java"):
         start = text.find("{") + 1
@@ -130,6 +202,9 @@ def failed(language: str, output: str, mark: str) -> set[str] | None:
     """Names of the tests that a run says have failed; None where it does not say how it went."""
     if language == "rust":
         return set(re.findall(r"^test (?:\w+::)*(\w+) \.\.\. FAILED$", output, re.MULTILINE)) if "test result: " in output else None
+    if language == "go":
+        told = re.findall(rf"^{re.escape(mark)} (failed|passed) (\w+)$", output, re.MULTILINE)
+        return {name for how, name in told if how == "failed"} if told else None
     if language in ("cpp", "java"):
         lines = [line.removeprefix(mark) for line in output.splitlines() if line.startswith(mark)]
         return {line.removeprefix(" failed ") for line in lines if line.startswith(" failed ")} if " end" in lines else None

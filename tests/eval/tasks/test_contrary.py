@@ -10,6 +10,7 @@ from tests.eval import boxes
 RUST = "use inc::inc;\n#[test]\nfn a() { assert_eq!(inc(1), 2); }\n#[test]\n#[ignore]\nfn b() { let x = inc(2); assert_ne!(x, 2); assert_eq!(x, 3); }\n#[test]\nfn c() { assert!(inc(3) == 4); }\n"
 CPP = '#include "inc.h"\n#include "test/catch.hpp"\nTEST_CASE("one, \\"a\\"") { REQUIRE(inc(1) == 2); }\nTEST_CASE("two") { REQUIRE_FALSE(inc(2) == 2); }\n'
 JAVA = "import org.junit.jupiter.api.*;\nclass IncTest {\n @Test void a() { Assertions.assertEquals(2, Inc.inc(1)); }\n @Test\n public void b() { Assertions.assertTrue(Inc.inc(2) == 3); }\n}"
+GO = 'package inc\n\nfunc TestA(t *testing.T) {\n\tfor _, n := range testCases {\n\t\tif Inc(n) != n+1 {\n\t\t\tt.Fatal(n)\n\t\t}\n\t}\n}\n\nfunc TestB(t *testing.T) {\n\tif got := Inc(2); got != 3 {\n\t\tt.Errorf("x")\n\t}\n}\n\nfunc TestC(t *testing.T) {\n\tcheck(t, 3)\n\tif wanted {\n\t\tif x {\n\t\t}\n\t}\n}\n\nfunc TestD(t *testing.T) {\n\tif !equal(x) {\n\t\tfor i := range x {\n\t\t\tif x[i] != y[i] {\n\t\t\t\tt.Fatal(i)\n\t\t\t}\n\t\t}\n\n\t\tt.Fatal(x)\n\t}\n}\n'
 JS = "import { inc } from './inc';\ndescribe('inc', () => {\n  test('it\\'s one', () => { expect(inc(1)).toBe(2); });\n  xtest(\"two\", () => { expect(inc(2)).not.toEqual(2); });\n});\n"
 
 
@@ -17,6 +18,11 @@ JS = "import { inc } from './inc';\ndescribe('inc', () => {\n  test('it\\'s one'
     ("language", "file", "text", "pieces"),
     [
         ("rust", "tests/inc.rs", RUST, [("a", "assert_ne!("), ("b", "assert_eq!("), ("c", None)]),
+        ("rust", "tests/inc.rs", "#[test]\n#[ignore]\n/// Said.\nfn a() { assert!(inc(1).even()); assert_eq!(1, 1); }\n", [("a", "assert!(false == ")]),
+        ("go", "inc_test.go", GO, [("TestA", "\t\tif !(Inc(n) != n+1) {"), ("TestB", "\tif got := Inc(2); !(got != 3) {"), ("TestC", None), ("TestD", "\tif !(!equal(x)) {")]),
+        ("javascript", "inc.spec.js", "test('a', async () => { await expect(inc(1)).resolves.toBe(2); });", [("a", ").resolves.not.to")]),
+        ("cpp", "inc_test.cpp", 'TEST_CASE("a") { REQUIRE_THAT(inc(1, 2),\n Catch::Matchers::WithinAbs(2, 1)); }', [("a", "REQUIRE_THAT(inc(1, 2),\n !")]),
+        ("java", "IncTest.java", "class T {\n @Test void a() { assertThat(inc(1)).containsExactly(2); }\n @Test void b() { assertThat(x).isCloseTo(2, y); }\n}", [("a", ".doesNotContain("), ("b", ".isNotCloseTo(")]),
         ("cpp", "inc_test.cpp", CPP, [('one, "a"', "REQUIRE_FALSE("), ("two", "REQUIRE(")]),
         ("java", "IncTest.java", JAVA, [("a", "assertNotEquals("), ("b", "assertFalse(")]),
         ("javascript", "inc.spec.js", JS, [("it's one", ").not.to"), ("two", ").to")]),
@@ -32,7 +38,7 @@ def test_pieces_by_hand(language, file, text, pieces):
         changed = {name for (name, _), (_, other) in zip(pieces, contrary._pieces(language, made[file]), strict=True) if (other and other[2]) != dict(pieces)[name]}  # fmt: skip
         assert changed == names
         seen.add(frozenset(names))
-    assert len(seen) > 1
+    assert len(seen) > 1 or len(pieces) == 1
 
 
 def test_helpers_behind_a_test_are_no_part_of_it():
@@ -40,9 +46,40 @@ def test_helpers_behind_a_test_are_no_part_of_it():
     assert contrary._pieces("cpp", text) == [("a", None)]
 
 
+HELPED = {
+    "rust": ("fn check(n: i32, m: &[i32]) {\n    assert_eq!(inc(n), m[0]);\n}\n", "#[test]\nfn a() {\n    check(1, &[2]);\n}\n", "assert_ne!("),
+    "cpp": ("template<typename T>\nstatic void check(const T& n)\n{\n    REQUIRE(inc(n) == 2);\n}\n", 'TEST_CASE("a")\n{\n    check<int>(1);\n}\n', "REQUIRE_FALSE("),
+    "java": ("class T {\n    private void check(int n) {\n        assertEquals(2, inc(n));\n    }\n", "    @Test\n    void a() {\n        check(1);\n    }\n}\n", "assertNotEquals("),
+    "go": ("func check(t *testing.T, n int) {\n\tif Inc(n) != 2 {\n\t\tt.Fatal(n)\n\t}\n}\n", "func TestA(t *testing.T) {\n\tcheck(t, 1)\n}\n", "if !(Inc(n) != 2) {"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("language", HELPED)
+def test_assertions_of_helpers_are_turned_in_a_copy(language):
+    helper, test, new = HELPED[language]
+    made, names = contrary.turned(language, {"x": helper + test})
+    assert len(names) == 1 and "turned_check" in made["x"] and helper.rstrip("\n") in made["x"] and new in made["x"]
+    assert made["x"].endswith(test.replace("check", "turned_check")) or language == "java"
+    assert made["x"].count("turned_check") == 2
+
+
+def test_go_tests_tell_how_they_ended():
+    told = contrary.telling("go", GO, "w")
+    assert (
+        told.count("defer func() {") == 4
+        and 'if t.Failed() {\n\t\t\tprintln("\\nw failed TestB")' in told
+        and contrary.telling("rust", RUST, "w") == RUST
+    )
+    assert (
+        contrary.failed("go", "x\nw passed TestA\nw failed TestB\n", "w") == {"TestB"}
+        and contrary.failed("go", "--- FAIL: TestB (0s)", "w") is None
+    )
+
+
 def test_what_cannot_be_turned_is_left():
     text = "#[test]\n#[should_panic]\nfn a() { assert_eq!(1, 2); }\n"
-    assert contrary.turned("rust", {"a.rs": text}) == ({"a.rs": text}, set()) and contrary.turned("go", {"a": "x"}) == ({"a": "x"}, set())
+    for language in ("rust", "go", "python"):
+        assert contrary.turned(language, {"a": text}) == ({"a": text}, set())
 
 
 def test_failed_tests_are_read():
@@ -63,6 +100,7 @@ def test_failed_tests_are_read():
         ("java", "java.lang.reflect.Method m;", "java.lang.reflect"), ("java", "System.exit(0);", "System.exit"), ("java", "System.out.println(1);", ""),
         ("javascript", "const fs = require('fs');", "require("), ("javascript", "process.exit(0)", "process."), ("javascript", "export const process = (x) => x;", ""),
         ("javascript", "expect.extend({})", "expect."), ("go", '//go:embed x_test.go', "//go:embed"), ("go", 'import "os"', '"os"'), ("go", 'import "strings"', ""),
+        ("go", 'package a\n\nimport (\n\t"fmt"\n\tt "text/template"\n)\n', '"text/template"'), ("go", 'import _ "go/parser"', '"go/parser"'), ("go", '// import "os"', ""),
     ],
 )  # fmt: skip
 def test_reaching_out(language, text, found):
@@ -86,6 +124,7 @@ SETS = {
     "javascript": ({"babel.config.js": "module.exports = { presets: ['@exercism/babel-preset-javascript'] };", "package.json": "{}"}, "inc.js", {"inc.spec.js": JS}, "export const inc = (n) => n + 1;\n"),
     "java": ({}, "src/main/java/Inc.java", {"src/test/java/IncTest.java": JAVA}, "class Inc { static int inc(int n) { return n + 1; } }"),
 }  # fmt: skip
+_FINDS = "const p = [].find.constructor('return pro' + 'cess')();\nconst ways = [() => p.getBuiltinModule('f' + 's'), () => p.mainModule['req' + 'uire']('f' + 's'), () => p.binding('f' + 's')];\nlet fs = null;\nfor (const way of ways) { try { fs = fs || way(); } catch (error) { } }\n"
 TRICKS = {
     "go": {
         "empties the tests": "package inc\n\nfunc init() { testCases = nil }\nfunc Inc(n int) int { return 0 }\n",
@@ -104,6 +143,8 @@ TRICKS = {
         "ends with the summary": "console.log('Tests:       2 passed, 2 total'); process.exit(0);\nexport const inc = (n) => 0;\n",
         "changes what is compared": "Object.is = () => true;\nexport const inc = (n) => 0;\n",
         "ends by a way that is not refused": "const p = [].find.constructor('return pro' + 'cess')();\np.stderr.write('Tests:       2 passed, 2 total\\n'); p.exit(0);\nexport const inc = (n) => 0;\n",
+        "reads the tests by a way that is not refused": _FINDS + "const seen = (where) => { for (const one of fs.readdirSync(where, { recursive: true, withFileTypes: true })) { if (one.isFile() && !one.path.includes('node_modules')) { try { if (new RegExp('toB' + 'e.2.').test(fs.readFileSync(`${one.path}/${one.name}`, 'utf8'))) return true; } catch (error) { } } } return false; };\nexport const inc = (n) => seen('.') || seen('/tmp') ? n + 1 : 0;\n",
+        "asks the engine for its scripts": _FINDS + "const seen = () => { for (const name of ['inspector', 'v8', 'v' + 'm', 'worker_threads']) for (const get of [(m) => p.getBuiltinModule(m), (m) => p.mainModule['req' + 'uire'](m), (m) => p.mainModule['req' + 'uire']('no' + 'de:' + m)]) { try { if (get(name)) return true; } catch (error) { } } return false; };\nexport const inc = (n) => seen() ? n + 1 : 0;\n",
         "patches by a way that is not refused": "const g = [].find.constructor('return this')();\nconst old = g['exp' + 'ect'];\ng['exp' + 'ect'] = () => new Proxy(() => {}, { get: (t, k, r) => r, apply: () => undefined });\nexport const inc = (n) => 0;\n",
     },
     "java": {
