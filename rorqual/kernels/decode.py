@@ -25,8 +25,8 @@ from torch import Tensor
 
 from rorqual.config import ModelConfig
 from rorqual.kernels import native
-from rorqual.kernels.memory import available_bytes
-from rorqual.kernels.panels import Panels, most_rounded, side_by_side
+from rorqual.kernels.memory import LargePages, available_bytes
+from rorqual.kernels.panels import Panels, most_rounded
 
 _LONGS = ("m", "h", "d", "r", "c", "v", "q_rank", "experts", "chosen", "groups", "kept_groups", "width", "shared", "dense", "vocab", "block_size", "num_blocks",
           "softmax", "normalise", "bias_sum")  # fmt: skip
@@ -179,18 +179,17 @@ class DecodeStep:
         stored = {
             n: value for n, value in self._source.items() if value.dim() > 1 and (n == self._head or n != "model.embed_tokens.weight")
         }
-        most = most_rounded()
+        most, memory = most_rounded(), LargePages()
         self._panels = {}
         for name, value in stored.items():
             draft = name.startswith(self._drafting or " ")
             exact = draft and name.endswith(("mlp.gate.weight", "w_uk", "w_uv"))  # small, and what the router or all heads go by
             kind = weights if not draft else "fp32" if exact and drafts != weights else drafts
             rounded = draft and drafts != weights and value.shape[-1] <= most
-            self._panels[name] = Panels(value, kind, halves=name.endswith("gate_up_proj.weight"), rounded=rounded)
+            self._panels[name] = Panels(value, kind, halves=name.endswith("gate_up_proj.weight"), rounded=rounded, memory=memory)
         self._draft_head = self._panels[self._head]
         if self._drafting and drafts != weights:
-            self._draft_head = Panels(stored[self._head], drafts, rounded=config.hidden_size <= most)
-        side_by_side(dict.fromkeys([*self._panels.values(), self._draft_head]))
+            self._draft_head = Panels(stored[self._head], drafts, rounded=config.hidden_size <= most, memory=memory)
         for name, value in tensors.items():  # what is read element by element is FP32
             if value.dim() == 1 and value.dtype != torch.float32:
                 self._tensors[name] = value.float()

@@ -26,16 +26,30 @@ def available_bytes() -> int | None:
 LARGE_PAGE = 2 * 2**20
 
 
-def in_large_pages(count: int) -> tuple[mmap.mmap, int]:
-    """(memory, where in it `count` bytes of zeros begin): pages of 2 MiB where the system gives them, aligned to them.
+class LargePages:
+    """Zeros handed out piece by piece, one behind the other, in pages of 2 MiB where the system gives them.
 
     A model's weights are read from end to end for every token; in pages of 4 KiB the walks through the page tables cost a quarter of that.
+    Nothing is taken from the system before it is written to.
     """
-    pages = mmap.mmap(-1, -(-count // LARGE_PAGE) * LARGE_PAGE + LARGE_PAGE)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            pages.madvise(mmap.MADV_HUGEPAGE)
-    return pages, -ctypes.addressof(ctypes.c_char.from_buffer(pages)) % LARGE_PAGE
+
+    def __init__(self) -> None:
+        self._pages: mmap.mmap | None = None
+        self._at = self._end = 0
+
+    def take(self, count: int) -> tuple[mmap.mmap, int]:
+        """(memory, where in it `count` bytes begin), at the start of a cache line; the memory lives as long as somebody holds it."""
+        if self._pages is None or self._at + count > self._end:
+            room = max(count, 32 * LARGE_PAGE)
+            self._pages = mmap.mmap(-1, room + LARGE_PAGE)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                with contextlib.suppress(OSError):  # a kernel without them
+                    self._pages.madvise(mmap.MADV_HUGEPAGE)
+            self._at = -ctypes.addressof(ctypes.c_char.from_buffer(self._pages)) % LARGE_PAGE
+            self._end = self._at + room
+        start = self._at
+        self._at = start + -(-count // 64) * 64
+        return self._pages, start
 
 
 @functools.cache

@@ -6,16 +6,13 @@ over 127. Shape letters: e experts, i inputs, o outputs, p panels of 16 outputs.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable
-
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from rorqual.errors import ConfigError
 from rorqual.kernels import native
-from rorqual.kernels.memory import in_large_pages
+from rorqual.kernels.memory import LargePages
 
 PANEL = 16
 KINDS = {"fp32": 1, "bf16": 2, "fp16": 3, "int8": 4}
@@ -29,10 +26,12 @@ class Panels:
 
     `rounded` INT8 is for a kernel that rounds the inputs to 8 bits too and takes four of them at a time: for drafts, on machines that multiply
     bytes (`most_rounded`). `values` is [matrices, p i 16], `scale` [matrices, 16 p] for INT8; outputs past o are zero, and so are rounded
-    inputs past i up to a multiple of four. `shift`, like `scale`, is 128 times the sum of a `rounded` output's weights. ConfigError for an unknown type.
+    inputs past i up to a multiple of four. `memory` is where the values will lie. `shift`, like `scale`, is 128 times the sum of a `rounded` output's weights. ConfigError for an unknown type.
     """
 
-    def __init__(self, weight: Shaped[Tensor, "... o i"], dtype: str = "fp32", *, halves: bool = False, rounded: bool = False) -> None:
+    def __init__(
+        self, weight: Shaped[Tensor, "... o i"], dtype: str = "fp32", *, halves: bool = False, rounded: bool = False, memory: LargePages | None = None
+    ) -> None:  # fmt: skip
         if dtype not in KINDS:
             raise ConfigError(f"weights ({dtype!r}) must be one of {', '.join(KINDS)}")
         self.kind, self._shape = KINDS[dtype], (-1, weight.shape[-2] // 2 if halves else weight.shape[-2], weight.shape[-1])
@@ -41,7 +40,12 @@ class Panels:
         self.outputs, self._together = self._shape[1], 4 if self.kind == _ROUNDED else 1
         matrices = weight.numel() // (self._shape[1] * self._shape[2])
         self._padded = -(-self.outputs // PANEL) * PANEL, -(-self._shape[2] // self._together) * self._together
-        self.values = torch.zeros(matrices, self._padded[0] * self._padded[1], dtype=_DTYPES[self.kind])
+        shape, kept = (matrices, self._padded[0] * self._padded[1]), _DTYPES[self.kind]
+        if memory is None:
+            self.values = torch.zeros(shape, dtype=kept)
+        else:
+            pages, start = memory.take(shape[0] * shape[1] * kept.itemsize)
+            self.values = torch.frombuffer(pages, dtype=kept, count=shape[0] * shape[1], offset=start).view(shape)
         self.scale = torch.zeros(matrices, self._padded[0]) if dtype == "int8" else None
         self.shift = torch.zeros(matrices, self._padded[0], dtype=torch.int32) if self.kind == _ROUNDED else None
         self.fill(weight)
@@ -86,16 +90,6 @@ class Panels:
         """Root of the sum of squared differences from `weight` over that of its squares."""
         wide = weight.detach().float().reshape(self._shape)
         return float((self.dense() - wide).square().sum().sqrt() / wide.square().sum().sqrt().clamp_min(1e-30))
-
-
-def side_by_side(panels: Iterable[Panels]) -> None:
-    """Moves their values into one piece of memory in large pages, in this order."""
-    every, line = list(panels), 64
-    places = list(itertools.accumulate((-(-one.values.nbytes // line) * line for one in every), initial=0))
-    pages, start = in_large_pages(max(places[-1], 1))
-    for one, place in zip(every, places, strict=False):
-        values = torch.frombuffer(pages, dtype=one.values.dtype, count=one.values.numel(), offset=start + place).view(one.values.shape)
-        one.values = values.copy_(one.values)
 
 
 def most_rounded() -> int:

@@ -20,14 +20,17 @@ def test_the_available_part_is_read_in_bytes(tmp_path: Path, monkeypatch: pytest
     assert memory.available_bytes() is None
 
 
-def test_memory_in_large_pages_is_aligned_and_zero() -> None:
-    for count in (1, 3 << 20):
-        pages, start = memory.in_large_pages(count)
-        values = torch.frombuffer(pages, dtype=torch.uint8, count=count, offset=start)
-        assert values.data_ptr() % memory.LARGE_PAGE == 0 and not values.any()
-        values.fill_(7)
-        del pages
-        assert int(values[-1]) == 7
+def test_memory_in_large_pages_is_zero_and_one_piece_behind_the_other() -> None:
+    given = memory.LargePages()
+    pieces = [
+        torch.frombuffer(pages, dtype=torch.uint8, count=n, offset=at) for n in (1, 100, 60 << 20, 9 << 20) for pages, at in [given.take(n)]
+    ]
+    places = [piece.data_ptr() for piece in pieces]
+    assert places[0] % memory.LARGE_PAGE == 0 and [place - places[0] for place in places[1:3]] == [64, 192]
+    assert places[3] % memory.LARGE_PAGE == 0 and not any(int(piece[-1]) for piece in pieces)  # a new mapping
+    del given
+    pieces[1].fill_(7)
+    assert int(pieces[1].sum()) == 700 and int(pieces[0]) == int(pieces[2][0]) == 0
 
 
 FAULTS = """
