@@ -53,7 +53,7 @@ class PostTraining:
 
 
 def laptop() -> PostTraining:
-    """Sums of numbers up to 99: examples first, three in ten without working, then rewards for right answers alone, no reward model.
+    """Sums of numbers up to 99: examples first, a quarter of them without working, then rewards for right answers alone, no reward model.
 
     The fine-tuned model works out some answers and guesses others. Nothing but the reward tells it that working them out is what pays.
     A step of fine-tuning is one row, of eight to ten examples; a row of 416 tokens fills well with samples of 51 and 29, or a little longer.
@@ -71,7 +71,7 @@ def laptop() -> PostTraining:
                 optimizer=OptimizerConfig(beta2=0.99, weight_decay=0.0), checkpoint_every_steps=20,
             ),
         ),
-        kinds=("addition",), max_digits=2, working="places", short_percent=30, sft_samples=3800, rl_problems=1500, heldout_problems=500,
+        kinds=("addition",), max_digits=2, working="places", short_percent=25, sft_samples=4000, rl_problems=1500, heldout_problems=500,
     )  # fmt: skip
 
 
