@@ -175,7 +175,7 @@ class Runner:
             counts = lines[1::8]
             places = [place for at, count in zip(lines[::8], counts, strict=True) for place in range(at, at + count)]
             self._keep(routes, work, counts, places)
-        return Forward([], logits, results[: len(logits)], results[-len(work) :])
+        return Forward([], logits, results[: -2 * len(work)], results[-len(work) :])
 
     def _routes(self, rows: int) -> Tensor | None:
         """Room for the experts of so many rows, where they are recorded."""
@@ -283,6 +283,8 @@ class Runner:
     def propose(self, sequences: list[Sequence], num_drafts: int) -> list[list[int]]:
         """Guesses for the tokens after each sequence's last, made now where the last step did not make them."""
         late = [s for s in sequences if s.ahead < 0]
+        if not late:
+            return [[s.ahead] for s in sequences]
         drafts = iter(self._draft(late, [s.draft_rows for s in late], num_drafts))
         return [[s.ahead] if s.ahead >= 0 else next(drafts) for s in sequences]
 

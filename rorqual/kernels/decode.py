@@ -219,7 +219,7 @@ class DecodeStep:
         assert library is not None
         self._run = library.rq_step
         self._run.argtypes, self._run.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long], ctypes.c_long
-        self._advance, self._cache = library.rq_advance, (torch.empty(0), 0)
+        self._advance, self._cache, self._trunk = library.rq_advance, (torch.empty(0), 0, 0, 0), layers
         self._advance.argtypes, self._advance.restype = [*[ctypes.c_void_p] * 8, ctypes.c_long], ctypes.c_long
         self._places = ctypes.addressof(self._model), ctypes.addressof(self._call)
 
@@ -350,16 +350,23 @@ class DecodeStep:
         Results: tokens of all rows, then how many each sequence keeps, then every sequence's draft. longest: the largest position and one.
         """
         count, rows = len(temperatures), sum(lines[1::8])
-        plan = array("q", [count, rows, longest, width, self.config.num_hidden_layers, module, *lines, *tables])
+        plan = array("q", [count, rows, longest, width, self._trunk, module, *lines, *tables])
         results, warmth = array("q", bytes(8 * (rows + 2 * count))), array("d", temperatures)
         if self._logits.shape[0] != rows:
             self._logits = torch.empty(rows, self.config.vocab_size)
         if self._cache[0] is not storage:
-            self._cache = storage, storage.data_ptr()
+            self._cache = storage, storage.data_ptr(), storage.shape[1], storage.shape[2]
         sizes = self._model.sizes
-        sizes.num_blocks, sizes.block_size = storage.shape[1], storage.shape[2]
-        places = (self._places[0], _place(plan), _place(warmth), self._cache[1], self._logits.data_ptr(),
-                  None if routes is None else routes.data_ptr(), _place(results))  # fmt: skip
+        _, cache, sizes.num_blocks, sizes.block_size = self._cache
+        places = (
+            self._places[0],
+            _place(plan),
+            _place(warmth),
+            cache,
+            self._logits.data_ptr(),
+            None if routes is None else routes.data_ptr(),
+            _place(results),
+        )
         need = self._advance(*places, self._scratch.data_ptr(), self._scratch.numel())
         if need:
             self._scratch = torch.empty(2 ** math.ceil(math.log2(need)))
