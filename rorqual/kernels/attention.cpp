@@ -64,20 +64,20 @@ void softmax(float* p, long seen, long end, float scale, float* top, float* fact
   const long whole = seen / WIDTH * WIDTH;
   vec most = vec{} + p[0], sum = vec{};
   for (long j = 0; j < whole; j += WIDTH) {
-    const vec x = load(p + j);
+    const vec x = take(p + j);
     most = x > most ? x : most;
   }
   float largest = p[0];
   for (int i = 0; i < WIDTH; ++i) largest = most[i] > largest ? most[i] : largest;
   for (long j = whole; j < seen; ++j) largest = p[j] > largest ? p[j] : largest;
   for (long j = 0; j < end; j += WIDTH) {
-    vec e = exp_vec(scale * (load(p + j) - largest));
+    vec e = exp_vec(scale * (take(p + j) - largest));
     if (j >= whole) e = below(e, j, seen);
     sum += e;
-    store(p + j, e);
+    put(p + j, e);
   }
   const float f = 1.0f / total(sum);
-  for (long j = 0; j < seen; j += WIDTH) store(p + j, load(p + j) * f);
+  for (long j = 0; j < seen; j += WIDTH) put(p + j, take(p + j) * f);
   *top = largest;
   *factor = f;
 }
@@ -87,14 +87,14 @@ void softmax_backward(float* p, float* e, long seen, long end, float scale, floa
   const long whole = seen / WIDTH * WIDTH;
   vec dots = vec{};
   for (long j = 0; j < end; j += WIDTH) {
-    vec x = factor * exp_vec(scale * (load(p + j) - top)), y = load(e + j);
+    vec x = factor * exp_vec(scale * (take(p + j) - top)), y = take(e + j);
     if (j >= whole) x = below(x, j, seen), y = below(y, j, seen);
     dots += x * y;
-    store(p + j, x);
-    store(e + j, y);
+    put(p + j, x);
+    put(e + j, y);
   }
   const float dot = total(dots);
-  for (long j = 0; j < end; j += WIDTH) store(e + j, scale * load(p + j) * (load(e + j) - dot));
+  for (long j = 0; j < end; j += WIDTH) put(e + j, scale * take(p + j) * (take(e + j) - dot));
 }
 
 // a [padded, w] times bt [w, tp] into x [padded, tp], tiles above the diagonal left out

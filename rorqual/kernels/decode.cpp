@@ -6,9 +6,7 @@
 // order, whatever the tile, and rows share nothing else. Threads split outputs, never sums; what costs less than a wait each does for itself.
 // Letters: n rows, m model width, h heads, d width of a head without rotation, r rotary width, c latent width, v value width.
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include "lanes.h"
 
 #if defined(_OPENMP)
 extern "C" int omp_get_thread_num(void);
@@ -20,19 +18,11 @@ extern "C" long rq_draw_row(const float* logits, long width, int64_t key, double
 
 namespace {
 
-constexpr int LANES = 16;
 constexpr long FEW = 4;  // rows up to which every thread norms and routes for itself, and rows of one sequence attend together
-typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));
-
-inline lanes load(const float* p) {
-    lanes x;
-    std::memcpy(&x, p, sizeof x);
-    return x;
-}
-
 typedef float half __attribute__((vector_size(32), aligned(4)));
 typedef float quarter __attribute__((vector_size(16), aligned(4)));
 
+#if defined(__AVX512F__)
 #if defined(__clang__)
 #define MIX(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
@@ -52,8 +42,25 @@ inline quarter totals(lanes a, lanes b, lanes c, lanes d) {
     std::memcpy(q, h, sizeof q);
     return q[0] + q[1];
 }
+#else
+inline quarter folded(lanes x) {
+    half h[2];
+    quarter q[2];
+    std::memcpy(h, &x, sizeof x);
+    h[0] += h[1];
+    std::memcpy(q, h, sizeof q);
+    return q[0] + q[1];
+}
 
-inline float total(lanes x) { return totals(x, x, x, x)[0]; }
+inline quarter totals(lanes a, lanes b, lanes c, lanes d) {
+    const quarter x[] = {folded(a), folded(b), folded(c), folded(d)};
+    quarter sums;
+    for (int i = 0; i < 4; i++) sums[i] = (x[i][0] + x[i][1]) + (x[i][2] + x[i][3]);
+    return sums;
+}
+#endif
+
+inline float lane_sum(lanes x) { return totals(x, x, x, x)[0]; }
 
 // y[row][out] for R rows and O outputs: R * O sums in registers, each in the same order
 template <int R, int O>
@@ -76,7 +83,7 @@ inline void tile(const float* const* x, const float* w, long k, float* const* y,
             quarter four = totals(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
             std::memcpy(s, &four, sizeof four);
         } else {
-            for (int o = 0; o < O; o++) s[o] = total(sum[r][o]);
+            for (int o = 0; o < O; o++) s[o] = lane_sum(sum[r][o]);
         }
         for (int o = 0; i < k && o < O; o++)
             for (long j = i; j < k; j++) s[o] = __builtin_fmaf(x[r][j], w[o * k + j], s[o]);
@@ -108,34 +115,10 @@ inline void rms_norm(const float* x, const float* w, float* y, long m, float eps
         lanes v = load(x + i);
         squares += v * v;
     }
-    float sum = total(squares);
+    float sum = lane_sum(squares);
     for (; i < m; i++) sum = __builtin_fmaf(x[i], x[i], sum);
     float scale = 1.0f / std::sqrt(sum / m + eps);
     for (long j = 0; j < m; j++) y[j] = x[j] * scale * w[j];
-}
-
-// e^x to about a unit in the last place, for x from -87 to 88; less counts as -87, more as 88
-inline lanes exp_lanes(lanes x) {
-    const lanes low = lanes{} - 87.0f, high = lanes{} + 88.0f;
-    x = x < low ? low : x;
-    x = x > high ? high : x;
-    const lanes shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's low bits are the rounded value
-    const lanes t = shifted - 12582912.0f;
-    const lanes y = (x - t * 0.693359375f) + t * 2.12194440e-4f;
-    lanes p = lanes{} + 1.9875691500e-4f;
-    p = p * y + 1.3981999507e-3f;
-    p = p * y + 8.3334519073e-3f;
-    p = p * y + 4.1665795894e-2f;
-    p = p * y + 1.6666665459e-1f;
-    p = p * y + 5.0000001201e-1f;
-    p = p * y * y + y + 1.0f;
-    typedef int32_t numbers __attribute__((vector_size(64)));
-    numbers n, bits;
-    std::memcpy(&n, &shifted, sizeof n);
-    std::memcpy(&bits, &p, sizeof bits);
-    bits += n << 23;
-    std::memcpy(&p, &bits, sizeof p);
-    return p;
 }
 
 inline lanes load_some(const float* p, long count) {  // zeros after `count`
@@ -164,11 +147,11 @@ __attribute__((noinline)) void sigmoid(float* x, long count) {
 
 // softmax of scale * x
 __attribute__((noinline)) void softmax(float* x, long count, float scale) {
-    lanes tops = lanes{} - INFINITY;
+    lanes tops = lanes{} + -INFINITY;
     long i = 0;
     for (; i + LANES <= count; i += LANES) {
         const lanes here = load(x + i) * scale;
-        tops = here > tops ? here : tops;
+        tops = larger(here, tops);
         std::memcpy(x + i, &here, sizeof here);
     }
     float most = -INFINITY;
@@ -188,7 +171,7 @@ __attribute__((noinline)) void softmax(float* x, long count, float scale) {
         store_some(x + i, exp_lanes(load_some(x + i, count - i) - most), count - i);
         sums += load_some(x + i, count - i);
     }
-    const float sum = total(sums);
+    const float sum = lane_sum(sums);
     for (i = 0; i < count; i++) x[i] /= sum;
 }
 

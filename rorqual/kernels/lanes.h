@@ -1,4 +1,4 @@
-// What the FP32 kernels of training share: vectors, sums in 16 partial sums whatever the machine's vectors, the exponential.
+// What the FP32 kernels share: the machine's vectors, 16 numbers whatever their width, sums in 16 partial sums, the exponential.
 
 #pragma once
 
@@ -20,8 +20,8 @@ constexpr int WIDTH = 4;
 typedef float vec __attribute__((vector_size(WIDTH * sizeof(float))));
 typedef float loose __attribute__((vector_size(WIDTH * sizeof(float)), aligned(4), may_alias));  // anywhere in memory: one move, where memcpy may take two
 
-inline vec load(const float* p) { return *reinterpret_cast<const loose*>(p); }
-inline void store(float* p, vec x) { *reinterpret_cast<loose*>(p) = x; }
+inline vec take(const float* p) { return *reinterpret_cast<const loose*>(p); }
+inline void put(float* p, vec x) { *reinterpret_cast<loose*>(p) = x; }
 
 inline float exp_(float x) {
   x = x < -87.3f ? -87.3f : x;
@@ -96,6 +96,71 @@ inline float max_of(const float* x, long m) {
   float top = lane[0];
   for (int j = 1; j < LANES; ++j) top = lane[j] > top ? lane[j] : top;
   return top;
+}
+
+#if defined(__AVX512F__)
+typedef vec lanes;
+#else
+// Sixteen numbers as a few of the machine's vectors: one vector of 16 would live in memory.
+struct lanes {
+  static constexpr int PARTS = LANES / WIDTH;
+  vec part[PARTS];
+  float operator[](int j) const { return part[j / WIDTH][j % WIDTH]; }
+};
+
+template <class F>
+inline lanes each(F value) {
+  lanes x;
+  for (int i = 0; i < lanes::PARTS; ++i) x.part[i] = value(i);
+  return x;
+}
+
+inline lanes operator+(lanes a, lanes b) { return each([&](int i) { return a.part[i] + b.part[i]; }); }
+inline lanes operator+(lanes a, float b) { return each([&](int i) { return a.part[i] + b; }); }
+inline lanes operator+(float a, lanes b) { return b + a; }
+inline lanes operator-(lanes a, lanes b) { return each([&](int i) { return a.part[i] - b.part[i]; }); }
+inline lanes operator-(lanes a, float b) { return each([&](int i) { return a.part[i] - b; }); }
+inline lanes operator-(lanes a) { return each([&](int i) { return -a.part[i]; }); }
+inline lanes operator*(lanes a, lanes b) { return each([&](int i) { return a.part[i] * b.part[i]; }); }
+inline lanes operator*(lanes a, float b) { return each([&](int i) { return a.part[i] * b; }); }
+inline lanes operator*(float a, lanes b) { return b * a; }
+inline lanes operator/(lanes a, lanes b) { return each([&](int i) { return a.part[i] / b.part[i]; }); }
+inline lanes operator/(float a, lanes b) { return each([&](int i) { return a / b.part[i]; }); }
+inline lanes& operator+=(lanes& a, lanes b) { return a = a + b; }
+inline lanes& operator*=(lanes& a, lanes b) { return a = a * b; }
+#endif
+
+inline lanes load(const float* p) {
+#if defined(__AVX512F__)
+  return take(p);
+#else
+  return each([&](int i) { return take(p + i * WIDTH); });
+#endif
+}
+
+inline void store(float* p, lanes x) {
+#if defined(__AVX512F__)
+  put(p, x);
+#else
+  for (int i = 0; i < lanes::PARTS; ++i) put(p + i * WIDTH, x.part[i]);
+#endif
+}
+
+inline lanes larger(lanes a, lanes b) {
+#if defined(__AVX512F__)
+  return a > b ? a : b;
+#else
+  return each([&](int i) { return a.part[i] > b.part[i] ? a.part[i] : b.part[i]; });
+#endif
+}
+
+// e^x to about a unit in the last place, for x from -87 to 88; less counts as -87, more as 88
+inline lanes exp_lanes(lanes x) {
+#if defined(__AVX512F__)
+  return exp_vec(x);
+#else
+  return each([&](int i) { return exp_vec(x.part[i]); });
+#endif
 }
 
 }  // namespace

@@ -89,7 +89,11 @@ inline lanes widen(const int8_t* p) {
 #else
     bytes b;
     std::memcpy(&b, p, sizeof b);
-    return __builtin_convertvector(__builtin_convertvector(b, whole), lanes);
+    typedef float sixteen __attribute__((vector_size(64)));
+    const sixteen wide = __builtin_convertvector(__builtin_convertvector(b, whole), sixteen);
+    lanes x;
+    std::memcpy(&x, &wide, sizeof x);
+    return x;
 #endif
 }
 

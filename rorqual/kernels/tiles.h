@@ -23,16 +23,16 @@ template <int R, int V, bool ADD>
 inline void tile(const float* a, long row, long step, const float* b, long ldb, float* c, long ldc, long k) {
   vec sum[R][V];
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) sum[r][v] = ADD ? load(c + r * ldc + v * WIDTH) : vec{};
+    for (int v = 0; v < V; ++v) sum[r][v] = ADD ? take(c + r * ldc + v * WIDTH) : vec{};
   for (long i = 0; i < k; ++i) {
     vec w[V];
-    for (int v = 0; v < V; ++v) w[v] = load(b + i * ldb + v * WIDTH);
+    for (int v = 0; v < V; ++v) w[v] = take(b + i * ldb + v * WIDTH);
     const float* x = a + i * step;
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < V; ++v) sum[r][v] += x[r * row] * w[v];
   }
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) store(c + r * ldc + v * WIDTH, sum[r][v]);
+    for (int v = 0; v < V; ++v) put(c + r * ldc + v * WIDTH, sum[r][v]);
 }
 
 #if defined(__has_builtin)
@@ -79,9 +79,9 @@ inline void turn_over(const float* x, long t, long w, float* y, long tp) {
     long i = 0;
     for (; i + WIDTH <= w; i += WIDTH) {
       vec square[WIDTH];
-      for (int r = 0; r < WIDTH; ++r) square[r] = load(x + (j + r) * w + i);
+      for (int r = 0; r < WIDTH; ++r) square[r] = take(x + (j + r) * w + i);
       transpose(square);
-      for (int r = 0; r < WIDTH; ++r) store(y + (i + r) * tp + j, square[r]);
+      for (int r = 0; r < WIDTH; ++r) put(y + (i + r) * tp + j, square[r]);
     }
     for (; i < w; ++i)
       for (int r = 0; r < WIDTH; ++r) y[i * tp + j + r] = x[(j + r) * w + i];
