@@ -16,7 +16,20 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCES = [Path(__file__).with_name(name) for name in ("native.cpp", "attention.cpp", "grouped.cpp", "tree.cpp", "ffn.cpp", "projections.cpp", "fp8.cpp", "decode.cpp", "sampling.cpp")]
+SOURCES = [
+    Path(__file__).with_name(name)
+    for name in (
+        "native.cpp",
+        "attention.cpp",
+        "grouped.cpp",
+        "tree.cpp",
+        "ffn.cpp",
+        "projections.cpp",
+        "fp8.cpp",
+        "decode.cpp",
+        "sampling.cpp",
+    )
+]
 HEADERS = [Path(__file__).with_name(name) for name in ("lanes.h", "tiles.h", "panels.h", "strips.h")]
 _FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
 

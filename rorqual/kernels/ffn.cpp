@@ -30,13 +30,13 @@ inline void feed(const float* x, const Weights& w, Token token, Factor factor, l
   strip<false>(w.up, m, 1, xt, h, f, vectors, m);
   for (long i = 0; i < f; ++i)
     for (long v = 0; v < vectors; ++v) {
-      float* p = g + i * ACROSS + v * LANES;
-      const lanes a = load(p);
-      store(p, a / (1.0f + exponential(-a)) * load(h + i * ACROSS + v * LANES));
+      float* p = g + i * ACROSS + v * WIDTH;
+      const vec a = take(p);
+      put(p, a / (1.0f + exp_vec(-a)) * take(h + i * ACROSS + v * WIDTH));
     }
   strip<false>(w.down, f, 1, g, xt, m, vectors, f);
   const auto to = [&](long j) { return out + token(j) * m; };
-  in_rows(xt, count, m, [&](long j, long i, lanes y) { store(to(j) + i, load(to(j) + i) + factor(j) * y); },
+  in_rows(xt, count, m, [&](long j, long i, vec y) { put(to(j) + i, take(to(j) + i) + factor(j) * y); },
           [&](long j, long i, float y) { to(j)[i] += factor(j) * y; });
 }
 

@@ -11,19 +11,19 @@ namespace {
 // x [k, ACROSS] becomes weight * (x / sqrt(mean(x^2) + eps)), each column by itself
 inline void norm(float* x, const float* weight, long k, long vectors, float eps, float* y) {
   for (long v = 0; v < vectors; ++v) {
-    lanes sum = lanes{};
+    vec sum = vec{};
     for (long i = 0; i < k; ++i) {
-      const lanes a = load(x + i * ACROSS + v * LANES);
+      const vec a = take(x + i * ACROSS + v * WIDTH);
       sum += a * a;
     }
-    lanes f;
-    for (int j = 0; j < LANES; ++j) f[j] = 1.0f / std::sqrt(sum[j] / k + eps);
-    for (long i = 0; i < k; ++i) store(y + i * ACROSS + v * LANES, load(x + i * ACROSS + v * LANES) * f * weight[i]);
+    vec f;
+    for (int j = 0; j < WIDTH; ++j) f[j] = 1.0f / std::sqrt(sum[j] / k + eps);
+    for (long i = 0; i < k; ++i) put(y + i * ACROSS + v * WIDTH, take(x + i * ACROSS + v * WIDTH) * f * weight[i]);
   }
 }
 
 inline void write(const float* x, long n, long k, float* out) {
-  in_rows(x, n, k, [&](long j, long i, lanes y) { store(out + j * k + i, y); }, [&](long j, long i, float y) { out[j * k + i] = y; });
+  in_rows(x, n, k, [&](long j, long i, vec y) { put(out + j * k + i, y); }, [&](long j, long i, float y) { out[j * k + i] = y; });
 }
 
 // Calls `one(first, tokens, scratch)` for blocks of at most ACROSS of n tokens; false without memory for `size` floats a thread.
@@ -85,7 +85,7 @@ int rq_add_product(const float* x, const float* w, float* out, long n, long k, l
     const long vectors = side_by_side([&](long j) { return x + (at + j) * k; }, some, k, scratch);
     strip<false>(w, k, 1, scratch, y, o, vectors, k);
     float* to = out + at * o;
-    in_rows(y, some, o, [&](long j, long i, lanes z) { store(to + j * o + i, load(to + j * o + i) + z); },
+    in_rows(y, some, o, [&](long j, long i, vec z) { put(to + j * o + i, take(to + j * o + i) + z); },
             [&](long j, long i, float z) { to[j * o + i] += z; });
   });
 }

@@ -24,13 +24,13 @@ inline void turn(const float* x, const float* c, const float* s, float* y, long 
 
 inline void copy(const float* x, float* y, long n) {
   long i = 0;
-  for (; i + LANES <= n; i += LANES) store(y + i, load(x + i));
+  for (; i + WIDTH <= n; i += WIDTH) put(y + i, take(x + i));
   for (; i < n; ++i) y[i] = x[i];
 }
 
 // Asks for n numbers that are read soon: those of one head lie apart, and the processor does not guess them.
 inline void fetch(const float* x, long n) {
-  for (long i = 0; i < n; i += LANES) __builtin_prefetch(x + i);
+  for (long i = 0; i < n; i += WIDTH) __builtin_prefetch(x + i);
 }
 
 struct Widths {
@@ -66,73 +66,73 @@ void attend(const Heads& in, long first, long count, const int64_t* spans, long 
     }
   std::memset(keys + t * z.d, 0, sizeof(float) * (tp - t) * z.d);
   for (long r = 0; r < count; r += QUERIES) {
-    const long some = least(QUERIES, count - r), vectors = up(some, LANES) / LANES, end = before + r + some;  // keys that any of them sees
-    const auto limit = [&](long v) { return least(before + r + (v + 1) * LANES, end); };                      // keys that vector v sees
+    const long some = least(QUERIES, count - r), vectors = up(some, WIDTH) / WIDTH, end = before + r + some;  // keys that any of them sees
+    const auto limit = [&](long v) { return least(before + r + (v + 1) * WIDTH, end); };                      // keys that vector v sees
     side_by_side([&](long i) { return in.q + ((first + r + i) * z.h + head) * z.d; }, some, z.d, qt);
     for (long v = 0; v < vectors; ++v) {
-      float* p = qt + v * LANES;
-      for (long e = 0; e < nope; ++e) store(p + e * QUERIES, load(p + e * QUERIES) * in.scale);
-      lanes c[2];
+      float* p = qt + v * WIDTH;
+      for (long e = 0; e < nope; ++e) put(p + e * QUERIES, take(p + e * QUERIES) * in.scale);
+      vec c[2];
       for (long e = 0; e < pairs; ++e) {
-        for (long i = 0; i < LANES; ++i) {
-          const long token = first + r + least(v * LANES + i, some - 1);
+        for (long i = 0; i < WIDTH; ++i) {
+          const long token = first + r + least(v * WIDTH + i, some - 1);
           c[0][i] = in.cos[token * pairs + e], c[1][i] = in.sin[token * pairs + e];
         }
         float *one = p + (nope + 2 * e) * QUERIES, *other = one + QUERIES;
-        const lanes a = load(one) * in.scale, b = load(other) * in.scale;
-        store(one, a * c[0] - b * c[1]);
-        store(other, a * c[1] + b * c[0]);
+        const vec a = take(one) * in.scale, b = take(other) * in.scale;
+        put(one, a * c[0] - b * c[1]);
+        put(other, a * c[1] + b * c[0]);
       }
     }
     for (long key = 0, v = 0; key < end; key += KEYS) {
       while (limit(v) <= key) ++v;  // no query of vector v sees this tile
-      strip<false>(keys + key * z.d, z.d, 1, qt + v * LANES, x + key * QUERIES + v * LANES, KEYS, vectors - v, z.d);
+      strip<false>(keys + key * z.d, z.d, 1, qt + v * WIDTH, x + key * QUERIES + v * WIDTH, KEYS, vectors - v, z.d);
     }
-    lanes factor[WIDE];
+    vec factor[WIDE];
     for (long v = 0; v < vectors; ++v) {
-      float* p = x + v * LANES;
-      const long all = before + r + v * LANES + 1;  // keys that every query of the vector sees
-      lanes seen, top = load(p);
-      for (int i = 0; i < LANES; ++i) seen[i] = static_cast<float>(i);
+      float* p = x + v * WIDTH;
+      const long all = before + r + v * WIDTH + 1;  // keys that every query of the vector sees
+      vec seen, top = take(p);
+      for (int i = 0; i < WIDTH; ++i) seen[i] = static_cast<float>(i);
       long key = 1;
       for (; key < all; ++key) {
-        const lanes s = load(p + key * QUERIES);
+        const vec s = take(p + key * QUERIES);
         top = s > top ? s : top;
       }
       for (; key < limit(v); ++key) {
-        lanes s = load(p + key * QUERIES);
-        s = seen < static_cast<float>(key - all + 1) ? lanes{} - 1e30f : s;
-        store(p + key * QUERIES, s);
+        vec s = take(p + key * QUERIES);
+        s = seen < static_cast<float>(key - all + 1) ? vec{} - 1e30f : s;
+        put(p + key * QUERIES, s);
         top = s > top ? s : top;
       }
-      lanes sum = lanes{};
+      vec sum = vec{};
       for (key = 0; key < all; ++key) {
-        const lanes s = exponential(load(p + key * QUERIES) - top);
-        store(p + key * QUERIES, s);
+        const vec s = exp_vec(take(p + key * QUERIES) - top);
+        put(p + key * QUERIES, s);
         sum += s;
       }
       for (; key < limit(v); ++key) {
-        lanes s = load(p + key * QUERIES);
-        s = s == -1e30f ? lanes{} : exponential(s - top);
-        store(p + key * QUERIES, s);
+        vec s = take(p + key * QUERIES);
+        s = s == -1e30f ? vec{} : exp_vec(s - top);
+        put(p + key * QUERIES, s);
         sum += s;
       }
       factor[v] = 1.0f / sum;
     }
     for (long v = 0, key = 0; v < vectors; key = limit(v++)) {
-      const float* p = x + key * QUERIES + v * LANES;
+      const float* p = x + key * QUERIES + v * WIDTH;
       if (v == 0)
         strip<false>(values, 1, z.c, p, o, z.c, vectors, limit(0));
       else
-        strip<true>(values + key * z.c, 1, z.c, p, o + v * LANES, z.c, vectors - v, limit(v) - key);
+        strip<true>(values + key * z.c, 1, z.c, p, o + v * WIDTH, z.c, vectors - v, limit(v) - key);
     }
     for (long v = 0; v < vectors; ++v)
       for (long e = 0; e < z.c; ++e) {
-        float* p = o + e * QUERIES + v * LANES;
-        store(p, load(p) * factor[v]);
+        float* p = o + e * QUERIES + v * WIDTH;
+        put(p, take(p) * factor[v]);
       }
     const auto to = [&](long i) { return out + ((first + r + i) * z.h + head) * z.c; };
-    in_rows(o, some, z.c, [&](long i, long e, lanes x) { store(to(i) + e, x); }, [&](long i, long e, float x) { to(i)[e] = x; });
+    in_rows(o, some, z.c, [&](long i, long e, vec x) { put(to(i) + e, x); }, [&](long i, long e, float x) { to(i)[e] = x; });
   }
 }
 
