@@ -2,8 +2,6 @@
 // read as they are stored. Without gradients. A token's result depends on no other token.
 // Letters: n tokens, m model width, a width of the query latent, c of the key latent, r rotated numbers, q and w outputs of queries, of keys and values.
 
-#include <cstdlib>
-
 #include "strips.h"
 
 namespace {
@@ -29,23 +27,9 @@ inline void write(const float* x, long n, long k, float* out) {
 // Calls `one(first, tokens, scratch)` for blocks of at most ACROSS of n tokens; false without memory for `size` floats a thread.
 template <class One>
 bool for_blocks(long n, long size, One one) {
-  const long bytes = up(sizeof(float) * size, 64);
-  bool enough = true;
-#pragma omp parallel
-  {
-    float* scratch = static_cast<float*>(std::aligned_alloc(64, bytes));
-    if (!scratch) {
-#pragma omp atomic write
-      enough = false;
-    }
-#pragma omp barrier
-    if (enough) {
-#pragma omp for schedule(static)
-      for (long at = 0; at < n; at += ACROSS) one(at, least(ACROSS, n - at), scratch);
-    }
-    std::free(scratch);
-  }
-  return enough;
+  return with_scratch((n + ACROSS - 1) / ACROSS, size, [&](long block, float* scratch) {
+    one(block * ACROSS, least(ACROSS, n - block * ACROSS), scratch);
+  });
 }
 
 }  // namespace

@@ -4,8 +4,6 @@
 // run over the keys in the order of positions, whatever stands beside it.
 // Letters: n tokens, h heads, d width of q and k, r of them rotated (the last ones), c width of v, t keys of a part.
 
-#include <cstdlib>
-
 #include "strips.h"
 
 namespace {
@@ -147,26 +145,11 @@ int rq_tree_attention(const float* q, const float* kv, const float* k_rope, long
                       const int64_t* parts, long n_parts, const int64_t* spans, long longest, float* out, long n, long h, long d, long r, long c,
                       float scale) {
   const Widths z(h, d, r, c);
-  const long bytes = up(sizeof(float) * z.scratch(longest), 64);
-  bool enough = true;
-#pragma omp parallel
-  {
-    float* scratch = static_cast<float*>(std::aligned_alloc(64, bytes));
-    if (!scratch) {
-#pragma omp atomic write
-      enough = false;
-    }
-#pragma omp for schedule(static)
-    for (long i = 0; i < n; ++i) turn(k_rope + i * ld_k, cos + i * (r / 2), sin + i * (r / 2), turned + i * r, r / 2);
-    if (enough) {
-#pragma omp for schedule(dynamic)
-      for (long i = 0; i < n_parts * h; ++i) {
-        const int64_t *part = parts + i / h * 3, *last = spans + 2 * (part[2] - 1);
-        attend({q, kv, turned, cos, sin, scale}, part[0], last[1], spans + 2 * part[1], part[2] - part[1], i % h, z, out, scratch);
-      }
-    }
-    std::free(scratch);
-  }
-  return enough;
+#pragma omp parallel for schedule(static)
+  for (long i = 0; i < n; ++i) turn(k_rope + i * ld_k, cos + i * (r / 2), sin + i * (r / 2), turned + i * r, r / 2);
+  return with_scratch(n_parts * h, z.scratch(longest), [&](long i, float* scratch) {
+    const int64_t *part = parts + i / h * 3, *last = spans + 2 * (part[2] - 1);
+    attend({q, kv, turned, cos, sin, scale}, part[0], last[1], spans + 2 * part[1], part[2] - part[1], i % h, z, out, scratch);
+  });
 }
 }
