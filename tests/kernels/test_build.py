@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -57,3 +59,22 @@ def test_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     stamp = made.stat().st_mtime_ns
     assert build.build().library is not None
     assert made.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="narrower vectors are named for x86-64 here")
+@pytest.mark.parametrize("narrower", ["x86-64-v3", "x86-64"])
+def test_kernels_for_narrower_vectors_pass_the_same_tests(narrower: str, tmp_path: Path) -> None:
+    """AVX2 and SSE2 in place of what this machine has: 16 numbers are two or four vectors there."""
+    path = build.compiler()
+    if path is None or " avx2 " not in f" {build.instruction_set()} ":
+        pytest.skip("no C++ compiler, or a machine without AVX2")
+    lesser = tmp_path / "c++"
+    lesser.write_text(f'#!/usr/bin/env bash\nexec {path} "${{@/-march=native/-march={narrower}}}"\n')
+    lesser.chmod(0o755)
+    env = {**os.environ, "CXX": str(lesser), "RORQUAL_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    here = Path(__file__).parent
+    tests = [str(here / name) for name in ("test_ops.py", "test_decode.py", "test_tree.py", "test_ffn.py", "test_projections.py")]
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", *tests], env=env, capture_output=True, text=True, cwd=here.parent.parent)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert list((tmp_path / "cache").rglob("*.so"))
