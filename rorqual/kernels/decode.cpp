@@ -343,10 +343,12 @@ inline const float* normed(Team t, In in, const float* w, long n, long m, float 
     return ours;
 }
 
-// Units `from` to `to` of two matrices' outputs, counted through: calls do_first and do_second with their parts
+// Units `from` to `to` of two matrices' outputs, counted through: calls do_first and do_second with their parts. A unit of the second costs as
+// much as `weight` of the first.
 template <typename First, typename Second>
-inline void split(Team t, long first, long second, First do_first, Second do_second) {
-    const long from = t.from(first + second), to = t.to(first + second);
+inline void split(Team t, long first, long second, long weight, First do_first, Second do_second) {
+    auto units_below = [&](long cost) { return cost <= first ? cost : first + (cost - first + weight / 2) / weight; };
+    const long from = units_below(t.from(first + weight * second)), to = units_below(t.to(first + weight * second));
     if (from < first) do_first(from, to < first ? to : first);
     if (to > first) do_second(from > first ? from - first : 0, to - first);
 }
@@ -368,7 +370,7 @@ void attention(const Model& model, const Weights& w, const Call& a, Team t, Scra
     const float* u = normed(t, [&](long i) { return b.x + i * m; }, w.input_norm, n, m, s.eps, b.my_u, b.u);
     auto all_u = [&](long i) { return u + i * m; };
     auto wanted_u = [&](long i) { return u + x.row(i) * m; };
-    split(t, s.q_rank ? units(s.q_rank) : 0, units(entry),
+    split(t, s.q_rank ? units(s.q_rank) : 0, units(entry), 1,
         [&](long from, long to) { multiply(w.q_a, m, s.q_rank, q, wanted_u, [&](long i) { return b.cq + i * s.q_rank; }, from, to); },
         [&](long from, long to) { multiply(w.kv_a, m, entry, n, all_u, [&](long i) { return b.ckv + i * entry; }, from, to); });
     wait();
@@ -518,7 +520,7 @@ void experts(const Model& model, const Weights& w, const Call& a, Team t, Scratc
     const long n = a.wanted, m = s.m, f = s.width, slots = n * s.chosen, scores = 2 * s.experts + s.groups;
     const Wanted x{a.select, b.x, m};
     const float* u = normed(t, x, w.post_norm, n, m, s.eps, b.my_u, b.u);
-    split(t, units(s.experts), s.shared ? units(s.shared) : 0,
+    split(t, units(s.experts), s.shared ? units(s.shared) : 0, 2,
         [&](long from, long to) { multiply(w.gate, m, s.experts, n, [&](long i) { return u + i * m; }, [&](long i) { return b.logits + i * scores; }, from, to); },
         [&](long from, long to) { gated(w, b, u, n, m, s.shared, from, to); });
     wait();
