@@ -34,8 +34,9 @@ _TURNS = {
          r"\g<tab>if \g<before>!(\g<test>) {"),
     ),
     "java": (
-        (r"\bassertEquals\(", "assertNotEquals("), (r"\bassertTrue\(", "assertFalse("), (r"\bassertFalse\(", "assertTrue("), (r"\.isEqualTo\(", ".isNotEqualTo("),
-        (r"\.isTrue\(\)", ".isFalse()"), (r"\.isFalse\(\)", ".isTrue()"), (r"\.isCloseTo\(", ".isNotCloseTo("), (r"\.isEmpty\(\)", ".isNotEmpty()"),
+        (r"\bassertEquals\(", "assertNotEquals("), (r"\bassertTrue\(", "assertFalse("), (r"\bassertFalse\(", "assertTrue("), (r"\.isEqualTo\((?![^;]*\bwithin\()", ".isNotEqualTo("),
+        (r"\.isEqualTo\((?=[^;]*\bwithin\()", ".isNotCloseTo("),
+        (r"\.isTrue\(\)", ".isFalse()"), (r"\.isFalse\(\)", ".isTrue()"), (r"\.isCloseTo\(", ".isNotCloseTo("), (r"\)\s*\.isEmpty\(\)(?=;)", ").isNotEmpty()"),
         (r"\.containsExactlyElementsOf\(", ".doesNotContainAnyElementsOf("), (r"\.contains(?:Exactly|Only)\(", ".doesNotContain("),
     ),
     "javascript": ((r"\)\.not\.to(?=[A-Z])", ").to"), (r"\)(?P<how>\s*\.resolves)?\.to(?=[A-Z])", r")\g<how>.not.to")),

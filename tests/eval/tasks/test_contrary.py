@@ -22,7 +22,7 @@ JS = "import { inc } from './inc';\ndescribe('inc', () => {\n  test('it\\'s one'
         ("go", "inc_test.go", GO, [("TestA", "\t\tif !(Inc(n) != n+1) {"), ("TestB", "\tif got := Inc(2); !(got != 3) {"), ("TestC", None), ("TestD", "\tif !(!equal(x)) {")]),
         ("javascript", "inc.spec.js", "test('a', async () => { await expect(inc(1)).resolves.toBe(2); });", [("a", ").resolves.not.to")]),
         ("cpp", "inc_test.cpp", 'TEST_CASE("a") { REQUIRE_THAT(inc(1, 2),\n Catch::Matchers::WithinAbs(2, 1)); }', [("a", "REQUIRE_THAT(inc(1, 2),\n !")]),
-        ("java", "IncTest.java", "class T {\n @Test void a() { assertThat(inc(1)).containsExactly(2); }\n @Test void b() { assertThat(x).isCloseTo(2, y); }\n}", [("a", ".doesNotContain("), ("b", ".isNotCloseTo(")]),
+        ("java", "IncTest.java", "class T {\n @Test void a() { assertThat(inc(1)).containsExactly(2); }\n @Test void b() { assertThat(x).isCloseTo(2, y); }\n @Test void c() { assertThat(s.isEmpty()).isTrue(); }\n @Test void d() { assertThat(f(1)).isEmpty(); }\n @Test void e() { assertThat(x).isEqualTo(1, within(z)); }\n}", [("a", ".doesNotContain("), ("b", ".isNotCloseTo("), ("c", ".isFalse()"), ("d", ").isNotEmpty()"), ("e", ".isNotCloseTo(")]),
         ("cpp", "inc_test.cpp", CPP, [('one, "a"', "REQUIRE_FALSE("), ("two", "REQUIRE(")]),
         ("java", "IncTest.java", JAVA, [("a", "assertNotEquals("), ("b", "assertFalse(")]),
         ("javascript", "inc.spec.js", JS, [("it's one", ").not.to"), ("two", ").to")]),
