@@ -9,8 +9,9 @@ One JSON line per `what`; a configuration's weights are random, so its drafts ar
 where the others use the compiled step; `path` says which one ran. For `mtp` the peer is our own plain decoding; r2 and rd are the costs of a
 two-row step and of a draft in the same call over a one-row step, p the share of accepted drafts, `bound` (1 + p) / (r2 + rd), `share_of_bound` the ratio over
 it. `mtp_all_right` and `mtp_none_right` make the same drafts at the same cost and put the right or a wrong token in their place, forced and
-with `auto`. A folder is decoded after eight prompts that its model wrote itself. `value` and `peer` are tokens per second (a prompt of 32
-tokens included), seconds for start and prefix.
+with `auto`. A folder is decoded after eight prompts that its model wrote itself. `value` and `peer` are tokens per second, a prompt of 32
+tokens included; seconds for start and prefix. The lines about drafts count decoding alone, from each answer's first token on, since that is
+what r2 and rd are costs of; `ratio_with_prompt` counts the prompt, too.
 """
 
 from __future__ import annotations
@@ -66,23 +67,31 @@ def written(model: CausalLM, count: int, length: int) -> list[list[int]]:
 
 def decode(
     model: CausalLM, given: list[list[int]], tokens: int, speculative: str | int, compiled: bool = True, at_once: int | None = None
-) -> tuple[Callable[[], object], Engine]:
-    """(a call that answers the prompts without cached prefixes, all or `at_once` of them at a time; its engine)."""
+) -> tuple[Callable[[], float], Engine]:
+    """(a call that answers the prompts without cached prefixes, all or `at_once` of them at a time, and gives the seconds of the steps
+    without a prompt; its engine)."""
     blocks = len(given) * -(-(34 + tokens) // 16)
     params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
     engine = Engine(model, speculative=speculative, max_num_seqs=at_once or len(given), num_blocks=blocks, compiled=compiled)
 
-    def call() -> None:
+    def call() -> float:
         engine.pool.forget()
         for number, ids in enumerate(given):
             engine.add_request(str(number), ids, params)
+        decoding, begun = 0.0, set()
         while engine.has_work:
-            engine.step()
+            start = time.perf_counter()
+            outs = engine.step()
+            took = time.perf_counter() - start
+            if begun.issuperset(out.request_id for out in outs):
+                decoding += took
+            begun.update(out.request_id for out in outs)
+        return decoding
 
     return call, engine
 
 
-def judged(model: CausalLM, speculative: str | int, right: bool) -> tuple[Callable[[], object], Engine]:
+def judged(model: CausalLM, speculative: str | int, right: bool) -> tuple[Callable[[], float], Engine]:
     """`decode` of one prompt whose drafts, made at their usual cost, are replaced by what the target will say, or by another token."""
     given = prompts(model, 1, 32)
     call, engine = decode(model, given, TOKENS, speculative)
@@ -176,15 +185,17 @@ def prefix_ttft(model: CausalLM) -> tuple[float, float]:
     return min(warm), min(warm) / min(cold)
 
 
-def compare(what: str, mode: str | int, drafting: tuple[Callable[[], object], Engine], plain: Callable[[], object], tokens: int, costs: tuple[float, float],
-            seconds: float) -> None:  # fmt: skip
-    """One line: decoding with drafts against plain decoding."""
+def compare(what: str, mode: str | int, drafting: tuple[Callable[[], float], Engine], plain: Callable[[], float], answers: int, tokens: int,
+            costs: tuple[float, float], seconds: float) -> None:  # fmt: skip
+    """One line: decoding `answers` of so many tokens with drafts against plain decoding."""
     (call, engine), (r2, rd) = drafting, costs
-    ours, theirs = common.alternate(call, plain, seconds)
+    decoding: tuple[list[float], list[float]] = ([], [])
+    whole_ours, whole_theirs = common.alternate(lambda: decoding[0].append(call()), lambda: decoding[1].append(plain()), seconds)
+    ours, theirs = (times[1:] for times in decoding)  # without the warm-up
     p = engine.stats.accepted / max(engine.stats.drafts, 1)
-    ratio, bound = common.paired_ratio(ours, theirs), (1 + p) / (r2 + rd)
-    common.emit(what, tokens / min(ours), tokens / min(theirs), ratio, mode="auto" if mode == "auto" else "forced", path=path_of(engine), r2=r2, rd=rd,
-                p=p, bound=bound, share_of_bound=ratio / bound)  # fmt: skip
+    ratio, bound, made = common.paired_ratio(ours, theirs), (1 + p) / (r2 + rd), answers * (tokens - 1)
+    common.emit(what, made / min(ours), made / min(theirs), ratio, mode="auto" if mode == "auto" else "forced", path=path_of(engine), r2=r2, rd=rd,
+                p=p, bound=bound, share_of_bound=ratio / bound, ratio_with_prompt=common.paired_ratio(whole_ours, whole_theirs))  # fmt: skip
 
 
 def random_drafts(model: CausalLM, seconds: float) -> None:
@@ -193,10 +204,10 @@ def random_drafts(model: CausalLM, seconds: float) -> None:
         return
     costs, given = step_costs(model, 1.0), prompts(model, 1, 32)
     plain = decode(model, given, TOKENS, 0)[0]
-    compare("mtp", 1, decode(model, given, TOKENS, 1), plain, TOKENS, costs, seconds)
+    compare("mtp", 1, decode(model, given, TOKENS, 1), plain, 1, TOKENS, costs, seconds)
     for what, right in (("mtp_all_right", True), ("mtp_none_right", False)):
         for mode in (1, "auto"):
-            compare(what, mode, judged(model, mode, right), plain, TOKENS, costs, seconds / 2)
+            compare(what, mode, judged(model, mode, right), plain, 1, TOKENS, costs, seconds / 2)
 
 
 def trained_drafts(model: CausalLM, seconds: float) -> None:
@@ -204,7 +215,7 @@ def trained_drafts(model: CausalLM, seconds: float) -> None:
     costs, given, tokens = step_costs(model, 1.0), written(model, 8, 32), 64
     plain = decode(model, given, tokens, 0, at_once=1)[0]
     for mode in (1, "auto"):
-        compare("mtp", mode, decode(model, given, tokens, mode, at_once=1), plain, len(given) * tokens, costs, seconds)
+        compare("mtp", mode, decode(model, given, tokens, mode, at_once=1), plain, len(given), tokens, costs, seconds)
 
 
 def device_of(name: str) -> str:

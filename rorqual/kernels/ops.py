@@ -200,7 +200,7 @@ def backend_report() -> list[dict[str, str]]:
     gpu = torch.cuda.is_available()
     report = [{"op": op, "backend": compiled, "why": built.detail} for op in (
         "rms_norm", "swiglu", "mla_heads", "top_k", "sort_by_expert", "gather_rows", "combine_rows", "linear_cross_entropy", "adamw",
-        "fp8.dequantize", "fp8.quantize")]  # fmt: skip
+        "fp8.dequantize", "fp8.quantize", "tree_attention", "attention_inputs", "add_feed_forward", "add_experts")]  # fmt: skip
     sdpa = "scaled_dot_product_attention, V padded to the width of Q and K"
     causal = f"compiled C++ in FP32 on a CPU, else {sdpa}" if built.library is not None else sdpa
     report.append(
