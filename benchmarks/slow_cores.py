@@ -3,7 +3,7 @@
     make demo && python benchmarks/slow_cores.py --run runs/laptop --gflops 55
 
 It starts itself again with torch, MKL and oneDNN held to AVX2 and our own kernels compiled for it, measures the ceiling and the seconds
-of a pre-training step of the recipe both ways, and prints one JSON line each. `demo_seconds_scaled` is an
+of a pre-training step of the recipe and the microseconds of a decode step of `nano` both ways, and prints one JSON line each. `demo_seconds_scaled` is an
 estimate, not a measurement: every stage of the run, building the data and post-training included, takes as many times longer as the
 run's own ceiling (its FLOP per token x tokens/s / share of the ceiling) is above --gflops. Memory is not slower by as much, so that
 what waits for it is estimated too high.
@@ -76,10 +76,15 @@ def main() -> None:
         command = [sys.executable, __file__, "--measure", "--steps", str(args.steps)]
         with tempfile.TemporaryDirectory() as folder:
             environment = {} if isa == "as it is" else {**AVX2, **lesser_compiler(Path(folder))}
-            done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+            done, decoded = (
+                subprocess.run(one, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+                for one in (command, [sys.executable, str(Path(__file__).with_name("decode.py")), "--configs", "nano", "--rows", "1,16"])
+            )
         seconds, ceiling, tokens = json.loads(done.stdout)
         emit("pretrain_step_ms", seconds * 1e3, None, None, held_to=isa, gemm_gflops=ceiling, tokens=tokens,
              scaled_ms=seconds * 1e3 * ceiling / args.gflops, scaled_to_gflops=args.gflops)  # fmt: skip
+        for line in decoded.stdout.splitlines():
+            print(json.dumps({**json.loads(line), "held_to": isa}), flush=True)
     if args.run:
         results = json.loads((args.run / "results.json").read_text())
         ceiling = results["train_flops"] / results["tokens"] * results["tokens_per_second"] / results["share_of_ceiling"] / 1e9

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from rorqual.kernels import native, ops
 
-usable = native.usable
-
 
 def add_feed_forward(
     out: Float[Tensor, "n m"], x: Float[Tensor, "n m"], gate: Float[Tensor, "f m"], up: Float[Tensor, "f m"], down: Float[Tensor, "m f"]
@@ -41,5 +39,5 @@ def _run(
     x: Tensor, gate: Tensor, up: Tensor, down: Tensor, source: Tensor | None, factors: Tensor | None, offs: Tensor | None, experts: int, out: Tensor
 ) -> None:  # fmt: skip
     m, f = down.shape[-2:]
-    if not native._call("rq_feed_forward", x, gate, up, down, source, factors, offs, experts, out, len(x), m, f):
-        raise MemoryError(f"a feed-forward of width {f} found no memory for 48 rows")
+    served = native._call("rq_feed_forward", x, gate, up, down, source, factors, offs, experts, out, len(x), m, f)
+    native.enough(served, f"a feed-forward of width {f}", "48 tokens")

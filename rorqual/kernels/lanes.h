@@ -138,14 +138,6 @@ inline lanes load(const float* p) {
 #endif
 }
 
-inline void store(float* p, lanes x) {
-#if defined(__AVX512F__)
-  put(p, x);
-#else
-  for (int i = 0; i < lanes::PARTS; ++i) put(p + i * WIDTH, x.part[i]);
-#endif
-}
-
 inline lanes larger(lanes a, lanes b) {
 #if defined(__AVX512F__)
   return a > b ? a : b;

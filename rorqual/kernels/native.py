@@ -172,7 +172,8 @@ class _CausalAttention(torch.autograd.Function):
         (b, h, s, d), c = q.shape, v.shape[-1]
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         out, top, factor = torch.empty(b, s, h * c), torch.empty(b, h, s), torch.empty(b, h, s)
-        _enough(_call("rq_causal_attention", q, k, v, runs, len(runs), out, top, factor, s, h, d, c, scale))
+        served = _call("rq_causal_attention", q, k, v, runs, len(runs), out, top, factor, s, h, d, c, scale)
+        enough(served, "attention", "the scores of 64 query rows")
         ctx.save_for_backward(q, k, v, top, factor, runs)
         ctx.scale = scale
         return out
@@ -183,15 +184,15 @@ class _CausalAttention(torch.autograd.Function):
         (_, h, s, d), c = q.shape, v.shape[-1]
         dq, dk, dv = torch.empty(q.shape), torch.empty(k.shape), torch.empty(v.shape)
         kept = q, k, v, runs, len(runs), d_out.contiguous(), top, factor
-        _enough(_call("rq_causal_attention_backward", *kept, dq, dk, dv, s, h, d, c, ctx.scale))
+        served = _call("rq_causal_attention_backward", *kept, dq, dk, dv, s, h, d, c, ctx.scale)
+        enough(served, "attention's gradient", "the scores of 64 query rows")
         return dq, dk, dv, None, None
 
 
-def _enough(served: int) -> None:
+def enough(served: int, what: str, room: str) -> None:
+    """MemoryError where a kernel found no memory for its scratch."""
     if not served:
-        raise MemoryError(
-            "a compiled kernel found no memory for its scratch (scores of 64 query rows, or one expert's weights): free memory or shorten the sequences"
-        )
+        raise MemoryError(f"{what} found no memory for {room}: free memory, or make sequences shorter")
 
 
 def causal_attention(
@@ -211,7 +212,7 @@ def grouped_fprop(x: Float[Tensor, "w i"], weight: Float[Tensor, "e o i"], offs:
     """See reference.grouped_fprop; widths are multiples of 16. A row's bits do not depend on the other rows."""
     e, o, i = weight.shape
     out = torch.empty(x.shape[0], o)
-    _enough(_call("rq_grouped_fprop", x.contiguous(), weight.contiguous(), offs, out, e, i, o))
+    enough(_call("rq_grouped_fprop", x.contiguous(), weight.contiguous(), offs, out, e, i, o), "the experts' GEMM", "one expert's weights")
     return out
 
 

@@ -49,10 +49,23 @@ inline lanes as_lanes(words w) {
 
 inline lanes widen(const float* p) { return load(p); }
 
-inline lanes widen(const BF16* p) {
-    halves h;
+inline vec widen_part(const BF16* p) {
+    typedef uint16_t some_halves __attribute__((vector_size(WIDTH * 2)));
+    typedef uint32_t some_words __attribute__((vector_size(WIDTH * 4)));
+    some_halves h;
     std::memcpy(&h, p, sizeof h);
-    return as_lanes(__builtin_convertvector(h, words) << 16);
+    const some_words w = __builtin_convertvector(h, some_words) << 16;
+    vec x;
+    std::memcpy(&x, &w, sizeof x);
+    return x;
+}
+
+inline lanes widen(const BF16* p) {
+#if defined(__AVX512F__)
+    return widen_part(p);
+#else
+    return each([&](int i) { return widen_part(p + i * WIDTH); });
+#endif
 }
 
 inline lanes widen(const FP16* p) {

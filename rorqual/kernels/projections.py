@@ -14,8 +14,6 @@ from torch import Tensor
 
 from rorqual.kernels import native
 
-usable = native.usable
-
 
 @dataclass(frozen=True)
 class InputWeights:
@@ -38,15 +36,11 @@ def attention_inputs(
     r, a, asked = len(weights.kv_a) - c, 0 if weights.q_a is None else len(weights.q_a), len(weights.q_b)
     q, kv, k_rope = torch.empty(n, asked), torch.empty(n, width), torch.empty(n, r)
     given = weights.input_norm, weights.q_a, weights.q_norm, weights.q_b, weights.kv_a, weights.kv_norm, weights.kv_b
-    _enough(native._call("rq_attention_inputs", x.contiguous(), *given, eps, q, kv, k_rope, n, m, a, c, r, asked, width))
+    served = native._call("rq_attention_inputs", x.contiguous(), *given, eps, q, kv, k_rope, n, m, a, c, r, asked, width)
+    native.enough(served, "the projections of attention", "48 tokens")
     return q, kv, k_rope
 
 
 def add_product(out: Float[Tensor, "n o"], x: Float[Tensor, "n k"], weight: Float[Tensor, "o k"]) -> None:
     """out += x weight^T, in place; all contiguous."""
-    _enough(native._call("rq_add_product", x, weight, out, len(x), *weight.shape[::-1]))
-
-
-def _enough(served: int) -> None:
-    if not served:
-        raise MemoryError("the projections of attention found no memory for 48 tokens")
+    native.enough(native._call("rq_add_product", x, weight, out, len(x), *weight.shape[::-1]), "a projection", "48 tokens")

@@ -59,8 +59,7 @@ def _compiled(q: Tensor, kv: Tensor, k_rope: Tensor, cos: Tensor, sin: Tensor, s
     out, turned = torch.empty(n, h * c), torch.empty(n, r)
     q, kv, cos, sin = (one.contiguous() for one in (q, kv, cos, sin))
     given = q, kv, k_rope, k_rope.stride(0), cos, sin, turned, parts, len(parts), spans, max(tree.lengths), out
-    if not native._call("rq_tree_attention", *given, n, h, d, r, c, scale):
-        raise MemoryError(f"attention found no memory for a path of {max(tree.lengths)} tokens: shorten the sequences or free memory")
+    native.enough(native._call("rq_tree_attention", *given, n, h, d, r, c, scale), "attention", f"a path of {max(tree.lengths)} tokens")
     return out
 
 
