@@ -181,7 +181,9 @@ def _pieces(language: str, text: str, helpers: Iterable[str] = ()) -> list[tuple
         name = re.sub(r"\\(.)", r"\1", one["name"])
         hits = _hits(language, body, helpers)
         first = min(hits, key=lambda hit: hit[0].start(), default=None)
-        if first is None or re.search(r"should_panic|\bskip\b|\.each\b|@ParameterizedTest", text[max(0, one.start() - 60) : one.end()]):
+        if first is None or re.search(
+            r"should_panic|#\[cfg\(|\bskip\b|\.each\b|@ParameterizedTest", text[max(0, one.start() - 60) : one.end()]
+        ):
             out.append((name, None))
         else:
             out.append((name, (one.end() + first[0].start(), one.end() + first[0].end(), first[1])))

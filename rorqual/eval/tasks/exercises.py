@@ -8,8 +8,8 @@
     javascript    jest with Babel, beside node or in the node_modules folder that RORQUAL_NODE_MODULES names
 
 In all but Python tests and candidate are one program. So what passes is run again with some tests turned around (tasks/contrary.py), code that
-reaches for files, the process or the test runner is refused, and no file of the tests is left when the candidate starts: C++, Java and Go are
-compiled before, jest reads through a reader that removes them (Rust's tests lie beside their compiled form).
+reaches for files, the process or the test runner is refused, and no file of the tests is left when the candidate starts: C++, Java, Go and
+Rust are compiled before, jest reads through a reader that removes them.
 """
 
 from __future__ import annotations
@@ -172,7 +172,9 @@ def _run(
             build = f"g++ -std=c++17 -O0 -pthread -DEXERCISM_RUN_ALL_TESTS -I. -o started {sources} test/tests-main.cpp"
             script = f"{build} && rm -rf test *.cpp && exec ./started"
         case "rust":
-            script = f"exec cargo test --offline {'--no-fail-fast' if names else '--quiet'} --test '*' -- --include-ignored"
+            build = "cargo test --offline --quiet --no-run --test '*' && rm -f tests/*.rs"
+            started = "$(find target/debug/deps -maxdepth 1 -type f -perm -u+x ! -name '*.*')"
+            script = f"{build} && for one in {started}; do ./$one --include-ignored{'' if names else ' --quiet'} || failed=1; done; exit ${{failed:-0}}"
         case "go":
             made = {name: contrary.telling(language, text, word) if name in tests else text for name, text in whole.items()}
             build = "mkdir .own && export TMPDIR=$PWD/.own GOCACHE=$PWD/.own GOFLAGS=-mod=mod GOPROXY=off && go test -c -o started ."

@@ -41,6 +41,16 @@ def test_pieces_by_hand(language, file, text, pieces):
     assert len(seen) > 1 or len(pieces) == 1
 
 
+def test_what_is_compiled_only_on_request_cannot_be_turned():
+    """A test of Rust behind a feature does not run, so it cannot fail."""
+    text = '#[test]\n#[ignore]\n#[cfg(feature = "more")]\nfn a() { assert_eq!(inc(1), 2); }\n#[test]\nfn b() { assert_eq!(inc(2), 3); }\n'
+    assert [(name, place and place[2]) for name, place in contrary._pieces("rust", text)][0] == ("a", None)
+    assert contrary.turned("rust", {"tests/inc.rs": f"{text}// {'-' * 80}\n#[test]\nfn c() {{ assert_eq!(inc(3), 4); }}\n"})[1] <= {
+        "b",
+        "c",
+    }
+
+
 def test_helpers_behind_a_test_are_no_part_of_it():
     text = 'TEST_CASE("a") {\n    check(1);\n}\nvoid check(int n) { REQUIRE(n == 1); }\n'
     assert contrary._pieces("cpp", text) == [("a", None)]
